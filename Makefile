@@ -1,0 +1,73 @@
+# Work in this repository. Each task first makes .venv and builds the C++ engine where that is still to be done, so any
+# of them can be the first command in a fresh clone: Python 3.10 or newer, a C++ compiler and make are enough.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := .venv/bin
+CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test bench lint format clean install engine venv
+
+help:
+	@echo 'make demo    train a small language model with fastrnn and with torch, side by side'
+	@echo 'make test    run the tests'
+	@echo 'make bench   measure fastrnn against torch on this CPU'
+	@echo 'make lint    check style and types; make format mends the style'
+	@echo 'make clean   remove what was built; .venv stays'
+	@echo 'ARGS="..." is passed on; PYTHON=... and TORCH=... say what .venv is made with ($(PYTHON), $(TORCH))'
+
+demo: .venv/built
+	@$(BIN)/python -m bench.workloads.language_model $(ARGS)
+
+test: .venv/built
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/built
+	@$(BIN)/python -m bench cpu $(ARGS)
+
+lint: .venv/built
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@rm -rf build/types/fastrnn && mkdir -p build/types/fastrnn
+	@cd build/types/fastrnn && ln -s ../../../fastrnn/* ../../../kernels .
+	@cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+format: .venv/built
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist fastrnn.egg-info fastrnn/_C.*.so .venv/built .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Edits of Python code need no build, edits of C++ code compile what they touch, new requirements are installed.
+.venv/built: pyproject.toml setup.py $(CXX_FILES)
+	@$(MAKE) --no-print-directory $(if $(filter pyproject.toml,$?),install,engine)
+	@touch $@
+
+install:
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory venv
+	@echo 'Installing $(TORCH) and the tools, building the C++ engine (the first time, this takes minutes).'
+	@$(BIN)/python -m pip install -q '$(TORCH)'
+	@$(BIN)/python -m pip install -q 'setuptools>=77' ninja
+	@$(BIN)/python -m pip install -q --no-build-isolation -e '.[bench,test,lint]'
+
+engine:
+	@echo 'Building the C++ engine.'
+	@mkdir -p build
+	@$(BIN)/python setup.py -q build_ext --inplace > build/log 2>&1; status=$$?; \
+	  sed -e '/^\[[0-9]/d' -e '/^ninja: build stopped/q' build/log; exit $$status
+
+venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'fastrnn needs Python 3.10 or newer as $(PYTHON); name another: make PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo '$(PYTHON) cannot make virtual environments (Debian and Ubuntu: install python3-venv)' >&2; exit 1; }
+	@echo 'Making .venv with $(PYTHON).'
+	@$(PYTHON) -m venv .venv
