@@ -1,0 +1,53 @@
+// How a layer's passes are cut over threads and time, and the barrier between threads that share the hidden units.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+namespace fastrnn::cpu {
+
+constexpr int64_t kBlockRows = 48;  // rows that a product takes at a time
+
+// What the plan depends on.
+struct Problem {
+  int64_t T = 0, B = 0, I = 0, H = 0;
+  int gates = 0, width = 0, directions = 1;  // width: values per unit in the pre-activation buffer
+  int element = 4;                           // bytes of the compute type
+  int unit_panels = 1;                       // forward panels of units: no finer split is possible
+  int threads = 1;
+};
+
+// A team computes one direction, or both in turn; its shares split either the rows (nothing to wait for) or the hidden
+// units (a barrier a step: every unit needs all of h). Two teams compute two directions side by side.
+struct Plan {
+  int teams = 1, team_shares = 1;
+  bool by_units = false;
+  int64_t forward_steps = 1, backward_steps = 1;  // steps a chunk, whose buffers stay in cache
+  int64_t scratch = 0;                            // bytes of workspace a share
+
+  int shares() const { return teams * team_shares; }
+  bool waits() const { return by_units && team_shares > 1; }
+};
+
+Plan make_plan(const Problem& problem);
+
+// "rows split over 2 threads" and the like.
+std::string describe(const Plan& plan);
+
+// False in a process forked from one whose thread pool this engine has used: the pool's threads did not come along, and
+// waiting for them would hang.
+bool pool_usable();
+
+// A barrier for shares of which one thread may hold several: it arrives with their number.
+class alignas(64) Barrier {
+ public:
+  // Returns when `shares` arrivals of the phase (1, 2, …) have come.
+  void arrive(int64_t arrivals) { arrived_.fetch_add(arrivals, std::memory_order_acq_rel); }
+  void wait(int64_t phase, int64_t shares) const;
+
+ private:
+  std::atomic<int64_t> arrived_{0};
+};
+
+}  // namespace fastrnn::cpu

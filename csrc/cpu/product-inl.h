@@ -1,0 +1,121 @@
+// The one matrix product of the engine: rows times packed panels, in registers. Every sum runs over k in order, one fused
+// multiply-add at a time, whatever the tile, so a row's result depends neither on the rows beside it nor on who computes it.
+// Included once per instruction set inside FASTRNN_NS.
+//
+// A panel is kVecs vectors of columns: w[k][v][lane]. `Start` and `Finish` say where a tile's accumulators come from and
+// go to: void operator()(Vec<C>* acc, int64_t row, int64_t panel) const.
+
+#if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
+#else
+constexpr int kRegisters = 8;  // of 16
+#endif
+
+// The factor's rows: K elements, or two runs of them with a gap between (GRU's backward).
+struct Runs {
+  int64_t K = 0, second = 0, K2 = 0;  // second: where the second run starts
+};
+
+template <class C, int R, int kVecs>
+FASTRNN_INLINE const C* accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64_t offset, int64_t K, const C* w) {
+  const C* row[R];
+  for (int r = 0; r < R; ++r) row[r] = a[r] + offset;
+  for (int64_t k = 0; k < K; ++k, w += kVecs * kLanes<C>) {
+    Vec<C> column[kVecs];
+    for (int v = 0; v < kVecs; ++v) column[v] = load(w + v * kLanes<C>);
+    for (int r = 0; r < R; ++r) {
+      const Vec<C> factor = splat(row[r][k]);
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(factor, column[v], acc[r][v]);
+    }
+  }
+  return w;
+}
+
+template <class C, int R, int kVecs, class Start, class Finish>
+void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel, const Start& start,
+          const Finish& finish) {
+  Vec<C> acc[R][kVecs];
+  for (int r = 0; r < R; ++r) start(acc[r], row + r, panel);
+  w = accumulate<C, R, kVecs>(acc, a + row, 0, runs.K, w);
+  if (runs.K2 > 0) accumulate<C, R, kVecs>(acc, a + row, runs.second, runs.K2, w);
+  for (int r = 0; r < R; ++r) finish(acc[r], row + r, panel);
+}
+
+template <class C, int R, int kVecs, class Start, class Finish>
+FASTRNN_INLINE void remainder(int64_t n, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
+                              const Start& start, const Finish& finish) {
+  if constexpr (R > 0) {
+    if (n == R) return tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
+    remainder<C, R - 1, kVecs>(n, a, runs, w, row, panel, start, finish);
+  }
+}
+
+// Rows a[0 … rows) times panels [p0, p1) of w.
+template <class C, int kVecs, class Start, class Finish>
+void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, const Start& start,
+             const Finish& finish) {
+  constexpr int kRows = kRegisters / kVecs;
+  const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>;
+  for (int64_t p = p0; p < p1; ++p) {
+    const C* panel = w + p * panel_size;
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) tile<C, kRows, kVecs>(a, runs, panel, row, p, start, finish);
+    remainder<C, kRows - 1, kVecs>(rows - row, a, runs, panel, row, p, start, finish);
+  }
+}
+
+// Plain columns, kPlainVecs vectors a panel: out[row][column] (+)= sum.
+constexpr int kPlainVecs = 4;
+
+template <class C>
+constexpr int64_t plain_panels(int64_t n) {
+  return (n + kPlainVecs * kLanes<C> - 1) / (kPlainVecs * kLanes<C>);
+}
+
+// Lanes of a vector that starts at column `at` of `n`.
+template <class C>
+FASTRNN_INLINE int lanes_at(int64_t at, int64_t n) {
+  const int64_t left = n - at;
+  return left >= kLanes<C> ? kLanes<C> : left > 0 ? static_cast<int>(left) : 0;
+}
+
+template <class C>
+struct StartAt {  // continue from what `out` holds, or from zero
+  C* const* out;
+  int64_t n;
+  bool add;
+  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t row, int64_t panel) const {
+    for (int v = 0; v < kPlainVecs; ++v) {
+      const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
+      acc[v] = add ? load(out[row] + at, lanes_at<C>(at, n)) : Vec<C>{};
+    }
+  }
+};
+
+template <class C>
+struct StoreAt {
+  C* const* out;
+  int64_t n;
+  FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
+    for (int v = 0; v < kPlainVecs; ++v) {
+      const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
+      store(out[row] + at, acc[v], lanes_at<C>(at, n));
+    }
+  }
+};
+
+template <class C>
+void pack_plain(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to) {
+  for (int64_t p = 0; p < plain_panels<C>(n); ++p) {
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t at = p * kPlainVecs * kLanes<C>, end = at + kPlainVecs * kLanes<C>; at < end; ++at) {
+        *to++ = at < n ? w[k * row + at * column] : C(0);
+      }
+    }
+  }
+}
+
+template <class C>
+int64_t plain_panels_size(int64_t n, int64_t K) {
+  return plain_panels<C>(n) * kPlainVecs * kLanes<C> * K;
+}

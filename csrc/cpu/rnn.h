@@ -1,0 +1,143 @@
+// The CPU engine, without torch: what a layer's passes are given, and the table of kernels of one instruction set.
+//
+// Words and shapes are those of fastrnn/_ops.py: T steps, B rows (sequences), I inputs, H hidden units, G gates, D
+// directions. All arithmetic is in the compute type C (float or double). 16-bit tensors are storage: their rows pass
+// through `load` and `store`, which are null where storage and compute type are the same.
+//
+// A pass is cut into shares that threads run (plan.h). A direction's steps are numbered in processing order, s = 0 … T-1;
+// t is the position in time, s or T-1-s. Rows are visited by rank: rank 0 is the longest, order[rank] is the row.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/plan.h"
+
+namespace fastrnn::cpu {
+
+constexpr int64_t kLeanChunk = 64;  // fastrnn/_ops.py: LEAN_CHUNK
+
+enum class Cell { kRnnTanh, kRnnRelu, kLstm, kGru };
+
+// Rows of features addressed by (time, row): a strided (T, B, n) tensor, or packed rows (N, n) with `first`.
+template <class P>
+struct Rows {
+  P* data = nullptr;
+  int64_t step = 0, row = 0;       // strides in elements; the features of a row are contiguous
+  const int64_t* first = nullptr;  // packed: (T), number of the first row of a step
+  int64_t item = 1;                // bytes an element where P is void's stand-in, char
+  P* at(int64_t t, int64_t b) const { return data + ((first ? first[t] * row : t * step) + b * row) * item; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// The shape of a batch of sequences.
+struct Sequences {
+  int64_t T = 0, B = 0;
+  const int64_t* alive = nullptr;      // (T): ranks below alive[t] are alive at t; never rises
+  const int64_t* order = nullptr;      // (B): the row at a rank
+  const int64_t* first = nullptr;      // (T): number of step t's first row in contiguous and packed tensors
+  const int64_t* compact = nullptr;    // (T + 1): rows alive before step t, all steps counted
+  const int64_t* row_start = nullptr;  // (shares a team + 1): first rank of a share when rows are split
+  const bool* reset = nullptr;
+  int64_t reset_step = 0, reset_row = 0;
+
+  bool resets(int64_t t, int64_t b) const { return reset != nullptr && reset[t * reset_step + b * reset_row]; }
+};
+
+// Weights of one direction as panels: [panel][k][vector][lane], zero beyond the last unit (product-inl.h).
+template <class C>
+struct Weights {
+  const C *w_ih = nullptr, *w_hh = nullptr;      // forward: x W_ih', h W_hh', columns by units x gates
+  const C *w_ih_t = nullptr, *w_hh_t = nullptr;  // backward: dG W_ih, dG W_hh
+  const C* bias = nullptr;                       // (width * H): what the products start from, by pre-activation column
+};
+
+template <class C>
+struct Direction {
+  Weights<C> weights;
+  bool reverse = false;
+  const C *h0 = nullptr, *c0 = nullptr;  // (B, H) or null: zeros
+  // Forward.
+  C *h_n = nullptr, *c_n = nullptr;        // (B, H)
+  C* tape = nullptr;                       // full: (N, width * H), gates of every step; else null
+  C* borders = nullptr;                    // lean: (chunks, B, H), cell state before every kLeanChunk steps; else null
+  C* pre = nullptr;                        // without a tape: (chunk steps * B, width * H), workspace
+  C *h_state = nullptr, *c_state = nullptr;  // workspace (2, B, H) where y's storage is not C; (B, H) without cells
+  // Backward; the compact buffers hold the rows alive in the chunk, by time and rank.
+  const C *dh_n = nullptr, *dc_n = nullptr;  // (B, H) or null
+  C *dh = nullptr, *dc = nullptr;            // (B, H): gradient arriving from the step processed before; in the end dh0, dc0
+  C* gates = nullptr;                        // lean: compact (rows, width * H), recomputed
+  C* chunk_cells = nullptr;                  // lean: compact (rows, H), recomputed
+  C* h_prev = nullptr;                       // compact (rows, H)
+  C* x_chunk = nullptr;                      // compact (rows, I), or null: x is used where it lies
+  C* dgates = nullptr;                       // compact (rows, width * H)
+};
+
+// One layer's pass.
+template <class C>
+struct Layer {
+  Cell cell = Cell::kLstm;
+  int64_t I = 0, H = 0;
+  int directions = 1;
+  Sequences seq;
+  Plan plan;
+  void (*load)(const void* from, C* to, int64_t n) = nullptr;
+  void (*store)(const C* from, void* to, int64_t n) = nullptr;
+  Rows<const char> x;  // storage
+  Rows<char> y;        // storage, D * H features
+  Rows<C> cells;       // D * H features, or null
+  Rows<const char> dy;
+  Rows<const C> dcells;
+  Rows<C> dx;  // compute type; the second direction adds to the first's
+  const C* zeros = nullptr;  // (max(I, H)) zeros
+  char* scratch = nullptr;   // (shares, plan.scratch) workspace
+  Direction<C> dir[2];
+  Barrier* barriers = nullptr;  // one a team
+  int64_t s0 = 0, s1 = 0;       // backward: the chunk of processing steps
+  bool lean = false;            // backward: recompute the gates
+};
+
+template <class C>
+struct Kernels {
+  int lanes = 0;  // units a vector
+  // Elements of a packed weight: forward columns (units x gates), and backward columns (n plain columns).
+  int64_t (*forward_panels_size)(Cell, int64_t H, int64_t K);
+  int64_t (*plain_panels_size)(int64_t n, int64_t K);
+  // Pack w (element strides row, column) for panels [lo, hi).
+  void (*pack_forward)(Cell, const C* w, int64_t row, int64_t column, int64_t H, int64_t K, C* to);
+  void (*pack_plain)(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to);
+  // Storage of 16 bits, for C = float; null for double.
+  void (*load_bf16)(const void* from, C* to, int64_t n);
+  void (*store_bf16)(const C* from, void* to, int64_t n);
+  void (*load_f16)(const void* from, C* to, int64_t n);
+  void (*store_f16)(const C* from, void* to, int64_t n);
+  // Forward: shares [lo, hi).
+  void (*forward)(const Layer<C>&, int64_t lo, int64_t hi);
+  // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of the
+  // recurrence; then a direction's dx for compact rows [lo, hi).
+  void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
+  void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
+  void (*input_gradient)(const Layer<C>&, int direction, int64_t lo, int64_t hi);
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
+};
+
+extern const Isa isa_base, isa_avx2, isa_avx512;
+
+// The instruction set in use: the best supported, or FASTRNN_CPU_ISA. Throws std::runtime_error for an unknown or
+// unsupported name.
+const Isa& isa();
+
+// Every supported instruction set, best first; ends with null.
+const Isa* const* isas();
+
+// Values per hidden unit and row in the pre-activation buffer and the full tape: lstm i f g o, gru r z n and W_hn h + b_hn.
+constexpr int64_t pre_width(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
+constexpr int64_t gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
+constexpr bool has_c(Cell cell) { return cell == Cell::kLstm; }
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,146 @@
+// What a share of a pass owns, and where the states before and after a step lie: common to forward and backward.
+// Included once per instruction set inside FASTRNN_NS.
+
+
+// Columns of a forward panel: vector v is gate v / kUnitVecs of units (panel * kUnitVecs + v % kUnitVecs) * lanes ….
+template <class C, class CellT>
+constexpr int64_t forward_panels(int64_t H) {
+  return (H + CellT::kUnitVecs * kLanes<C> - 1) / (CellT::kUnitVecs * kLanes<C>);
+}
+
+template <class C, class CellT>
+constexpr int kForwardVecs = CellT::kGates * CellT::kUnitVecs;
+
+template <class C, class CellT>
+struct Share {
+  const Layer<C>& layer;
+  const Direction<C>& dir;
+  int d;
+  int64_t rank0 = 0, rank1 = 0;    // ranks of rows
+  int64_t panel0 = 0, panel1 = 0;  // forward panels
+  int64_t plain0 = 0, plain1 = 0;  // plain panels of units (backward)
+  int64_t unit0 = 0, unit1 = 0;    // the units of those panels
+  char* scratch;
+
+  // Forward splits units by forward panels, the finest grain; backward by plain panels, which are whole forward panels.
+  Share(const Layer<C>& l, int64_t index, int64_t turn, bool backward)
+      : layer(l),
+        dir(l.dir[l.plan.teams == 2 ? index / l.plan.team_shares : turn]),
+        d(static_cast<int>(l.plan.teams == 2 ? index / l.plan.team_shares : turn)),
+        scratch(l.scratch + index * l.plan.scratch) {
+    const int64_t k = index % l.plan.team_shares, n = l.plan.team_shares, H = l.H;
+    const int64_t forward = forward_panels<C, CellT>(H), plain = plain_panels<C>(H);
+    const int64_t per_plain = kPlainVecs / CellT::kUnitVecs, forward_units = CellT::kUnitVecs * kLanes<C>;
+    const bool rows = !l.plan.by_units;
+    rank0 = rows ? l.seq.row_start[k] : 0;
+    rank1 = rows ? l.seq.row_start[k + 1] : l.seq.B;
+    plain0 = rows ? 0 : plain * k / n;
+    plain1 = rows ? plain : plain * (k + 1) / n;
+    if (backward) {
+      panel0 = plain0 * per_plain;
+      panel1 = plain1 * per_plain < forward ? plain1 * per_plain : forward;
+    } else {
+      panel0 = rows ? 0 : forward * k / n;
+      panel1 = rows ? forward : forward * (k + 1) / n;
+    }
+    unit0 = panel0 * forward_units;
+    unit1 = panel1 * forward_units < H ? panel1 * forward_units : H;
+  }
+
+  int64_t time(int64_t s) const { return dir.reverse ? layer.seq.T - 1 - s : s; }
+  int64_t before(int64_t t) const { return dir.reverse ? t + 1 : t - 1; }
+  int64_t ranks(int64_t t) const { return rank1 < layer.seq.alive[t] ? rank1 : layer.seq.alive[t]; }
+  int64_t row(int64_t rank) const { return layer.seq.order[rank]; }
+
+  // Is t the first step, or the last, that this direction processes of the row?
+  bool begins(int64_t t, int64_t rank) const {
+    return dir.reverse ? t == layer.seq.T - 1 || rank >= layer.seq.alive[t + 1] : t == 0;
+  }
+  bool ends(int64_t t, int64_t rank) const {
+    return dir.reverse ? t == 0 : t == layer.seq.T - 1 || rank >= layer.seq.alive[t + 1];
+  }
+  // Is the state zeroed before the step that processes t? In reverse, a sequence that begins at t + 1 cuts there.
+  bool cut(int64_t t, int64_t rank) const {
+    if (dir.reverse) return !begins(t, rank) && layer.seq.resets(t + 1, row(rank));
+    return layer.seq.resets(t, row(rank));
+  }
+  const C* initial(const C* state, int64_t b) const { return state ? state + b * layer.H : layer.zeros; }
+
+  C* cells_at(int64_t t, int64_t b) const { return layer.cells.at(t, b) + d * layer.H; }
+  const C* border(int64_t s, int64_t b) const {
+    return dir.borders + (s / kLeanChunk * layer.seq.B + b) * layer.H;
+  }
+};
+
+template <class C>
+void copy(const C* from, C* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
+// Accumulators from the bias, the sums stored by pre-activation column: x W_ih' + b.
+template <class C, class CellT>
+struct StartBias {
+  const C* bias;
+  int64_t H;
+  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t, int64_t panel) const {
+    for (int g = 0; g < CellT::kGates; ++g) {
+      for (int u = 0; u < CellT::kUnitVecs; ++u) {
+        const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
+        acc[g * CellT::kUnitVecs + u] = load(bias + g * H + unit, lanes_at<C>(unit, H));
+      }
+    }
+  }
+};
+
+template <class C, class CellT, bool kRecurrent>
+struct StorePre {
+  C* const* out;
+  int64_t H;
+  FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
+    for (int g = 0; g < CellT::kGates; ++g) {
+      C* column = out[row] + (kRecurrent ? CellT::pre_column(g) : g) * H;
+      for (int u = 0; u < CellT::kUnitVecs; ++u) {
+        const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
+        store(column + unit, acc[g * CellT::kUnitVecs + u], lanes_at<C>(unit, H));
+      }
+    }
+  }
+};
+
+// Accumulators of the recurrent product: on top of the input's, or of the bias where the gate wants its own sum.
+template <class C, class CellT>
+FASTRNN_INLINE void start_recurrent(Vec<C>* acc, const C* pre, const C* bias, int64_t H, int64_t panel) {
+  for (int g = 0; g < CellT::kGates; ++g) {
+    const C* column = CellT::from_bias(g) ? bias + CellT::pre_column(g) * H : pre + CellT::pre_column(g) * H;
+    for (int u = 0; u < CellT::kUnitVecs; ++u) {
+      const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
+      acc[g * CellT::kUnitVecs + u] = load(column + unit, lanes_at<C>(unit, H));
+    }
+  }
+}
+
+// A block of rows on their way through the input product.
+template <class C>
+struct Block {
+  const C* a[kBlockRows];
+  C* out[kBlockRows];
+  int64_t n = 0;
+};
+
+template <class C, class CellT>
+void input_product(const Share<C, CellT>& share, Block<C>& block) {
+  const Layer<C>& layer = share.layer;
+  const Weights<C>& w = share.dir.weights;
+  product<C, kForwardVecs<C, CellT>>(block.a, block.n, Runs{layer.I}, w.w_ih, share.panel0, share.panel1,
+                                     StartBias<C, CellT>{w.bias, layer.H}, StorePre<C, CellT, false>{block.out, layer.H});
+  block.n = 0;
+}
+
+// The order of arrivals and waits after a step, for a thread that holds shares [lo, hi).
+template <class C>
+void meet(const Layer<C>& layer, int64_t lo, int64_t hi, int64_t phase) {
+  if (!layer.plan.waits()) return;
+  const int64_t n = layer.plan.team_shares;
+  for (int64_t share = lo; share < hi; ++share) layer.barriers[share / n].arrive(1);
+  for (int64_t share = lo; share < hi; ++share) layer.barriers[share / n].wait(phase, n);
+}

@@ -1,0 +1,84 @@
+// Vectors of one instruction set, by the compiler's vector extension: + - * / and comparisons come with it. Included once
+// per instruction set inside FASTRNN_NS; no include guard on purpose.
+//
+// Fused multiply-add is written out as fma(): the build turns contraction off, so that every rounding is the source's and
+// a row's result cannot depend on which tile of rows it was computed in.
+
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+
+template <class C>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+  typedef int32_t bits __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+  typedef int64_t bits __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+};
+template <class C>
+using Vec = typename VecOf<C>::type;
+template <class C>
+using Bits = typename VecOf<C>::bits;
+template <class C>
+constexpr int kLanes = FASTRNN_VECTOR_BYTES / sizeof(C);
+
+FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if FASTRNN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+FASTRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if FASTRNN_VECTOR_BYTES == 64
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class C>
+FASTRNN_INLINE Vec<C> splat(C value) {
+  return Vec<C>{} + value;
+}
+
+template <class C>
+FASTRNN_INLINE Vec<C> load(const C* p) {
+  Vec<C> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class C>
+FASTRNN_INLINE void store(C* p, Vec<C> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first n lanes (0 <= n <= lanes); the others are zero.
+template <class C>
+FASTRNN_INLINE Vec<C> load(const C* p, int n) {
+  if (n == kLanes<C>) return load(p);
+  C lanes[kLanes<C>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <class C>
+FASTRNN_INLINE void store(C* p, Vec<C> v, int n) {
+  if (n == kLanes<C>) return store(p, v);
+  C lanes[kLanes<C>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}

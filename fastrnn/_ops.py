@@ -1,0 +1,223 @@
+"""The two operators of a layer, registered in one place: schemas, shapes without data, and rules for vmap.
+
+``fastrnn::layer_forward`` and ``fastrnn::layer_backward`` take a layer whole (x, all weights, both directions), so that
+an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) implements them for CPU.
+They are private: called raw they are not differentiable; :mod:`fastrnn._autograd` wraps them.
+
+Arguments, the same in both (shapes as in :func:`fastrnn.reference.layer`):
+    ``batch_sizes`` belongs to packed ``x (N, I)``, ``lengths`` to padded ``x (T, B, I)``; at most one is given.
+    ``tape`` says what forward keeps for backward: ``"none"``; ``"full"``, the gates of every step (and ``cells``);
+    ``"lean"``, the cell state before every :data:`LEAN_CHUNK` steps of processing order, nothing more.
+    ``cells`` asks for the cell states of all steps as an output.
+
+Results: ``y (…, D*H)``, ``h_n (D, B, H)``, ``c_n (D, B, H)``, ``cells (…, D*H)`` and the tape, ``(D, N, W*H)`` when full,
+    ``(D, ceil(T / LEAN_CHUNK), B, H)`` when lean. ``cells`` and the tape are in the compute dtype (fp32 for 16-bit).
+    What a cell does not have or was not asked for comes as an empty tensor ``(0,)``: the arity is fixed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import _C
+from fastrnn.reference import CELLS, compute_dtype
+
+LEAN_CHUNK = 64  # steps between two kept cell states of the lean tape; csrc/cpu/rnn.h names the same number
+
+_LAYER = (
+    "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, bool bidirectional, "
+    "Tensor? batch_sizes, Tensor? lengths, Tensor? reset"
+)
+torch.library.define(
+    "fastrnn::layer_forward",
+    f"(str cell, {_LAYER}, str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor tape)",
+)
+torch.library.define(
+    "fastrnn::layer_backward",
+    f"(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, {_LAYER}, Tensor y, Tensor cells, Tensor tape, "
+    "str tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) "
+    "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
+)
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
+
+layer_forward = torch.ops.fastrnn.layer_forward.default
+layer_backward = torch.ops.fastrnn.layer_backward.default
+
+
+def cpu_isa() -> str:
+    """The instruction set of the C++ engine: the best that this CPU has, or what ``FASTRNN_CPU_ISA`` names."""
+    return _C.cpu_isa()
+
+
+def cpu_isas() -> list[str]:
+    """Every instruction set in this build that this CPU can run, best first."""
+    return _C.cpu_isas()
+
+
+@torch.library.register_fake("fastrnn::layer_forward")
+def _(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    tape: str,
+    cells: bool,
+) -> Outputs:
+    spec, directions, hidden = CELLS[cell], 2 if bidirectional else 1, weights[1].shape[1]
+    rows = x.shape[:-1]
+    steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    if batch_sizes is None:
+        batch = x.shape[1]
+    elif h0 is not None or c0 is not None:
+        batch = (h0 if h0 is not None else c0).shape[1]  # type: ignore[union-attr]
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    compute, nothing = compute_dtype(x.dtype), (0,)
+    all_cells = spec.has_c and (cells or tape == "full")
+    kept: Sequence[int] = nothing
+    if tape == "full" and spec.tape:
+        kept = (directions, math.prod(rows), spec.tape * hidden)
+    elif tape == "lean" and spec.has_c:
+        kept = (directions, (steps + LEAN_CHUNK - 1) // LEAN_CHUNK, batch, hidden)
+    return (
+        x.new_empty((*rows, directions * hidden)),
+        x.new_empty((directions, batch, hidden)),
+        x.new_empty((directions, batch, hidden) if spec.has_c else nothing),
+        x.new_empty((*rows, directions * hidden) if all_cells else nothing, dtype=compute),
+        x.new_empty(kept, dtype=compute),
+    )
+
+
+@torch.library.register_fake("fastrnn::layer_backward")
+def _(
+    cell: str,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dcells: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    y: Tensor,
+    cells: Tensor,
+    tape: Tensor,
+    tape_kind: str,
+    need_x: bool,
+    need_h0: bool,
+    need_c0: bool,
+    need_weights: bool,
+) -> Gradients:
+    def like(t: Tensor | None, needed: bool) -> Tensor:
+        return x.new_empty(t.shape if t is not None and needed else (0,))
+
+    dweights = [like(w, need_weights) for w in weights]
+    return like(x, need_x), like(h0, need_h0), like(c0, need_c0), dweights
+
+
+# vmap: with shared weights the mapped dimension joins the batch, index b * V + v, so that one call does it all; with
+# mapped weights (ensembles), or gradients of shared weights per mapped index, it is one call per index.
+
+
+def _batch_dim(name: str, packed: bool) -> int:
+    """The dimension of an argument or result that the mapped one joins, right behind it."""
+    if name in ("h0", "c0", "dh_n", "dc_n", "h_n", "c_n", "dh0", "dc0"):
+        return 1
+    if name == "lengths":
+        return 0
+    if name == "full_tape":
+        return 1
+    if name == "lean_tape":
+        return 2
+    return 0 if packed and name != "reset" else 1
+
+
+def _fold(t: Tensor | None, mapped: int | None, size: int, dim: int) -> Tensor | None:
+    if t is None or t.shape == (0,):
+        return t
+    t = t.unsqueeze(dim + 1).expand(*t.shape[: dim + 1], size, *t.shape[dim + 1 :]) if mapped is None else (
+        t.movedim(mapped, dim + 1)
+    )
+    return t.flatten(dim, dim + 1)
+
+
+def _unfold(t: Tensor, size: int, dim: int) -> tuple[Tensor, int | None]:
+    if t.shape == (0,):
+        return t, None
+    return t.unflatten(dim, (t.shape[dim] // size, size)), dim + 1
+
+
+def _is_mapped(in_dim: Any) -> bool:
+    return any(d is not None for d in in_dim) if isinstance(in_dim, list | tuple) else in_dim is not None
+
+
+def _one_by_one(op: Callable[..., Any], size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
+    """Call ``op`` per mapped index and stack the results."""
+
+    def at(v: int, arg: Any, in_dim: Any) -> Any:
+        if isinstance(arg, list | tuple):
+            return [at(v, a, d) for a, d in zip(arg, in_dim, strict=True)]
+        return arg if in_dim is None else arg.select(in_dim, v)
+
+    if size == 0:
+        raise NotImplementedError("fastrnn: vmap over a dimension of size 0")
+    results = [op(*(at(v, a, d) for a, d in zip(args, in_dims, strict=True))) for v in range(size)]
+    stacked = [
+        [torch.stack(ts) for ts in zip(*outs, strict=True)] if isinstance(outs[0], list | tuple) else torch.stack(outs)
+        for outs in zip(*results, strict=True)
+    ]
+    return tuple(stacked), tuple([0] * len(s) if isinstance(s, list) else 0 for s in stacked)
+
+
+@torch.library.register_vmap("fastrnn::layer_forward")
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    names = ("cell", "x", "h0", "c0", "weights", "bidirectional", "batch_sizes", "lengths", "reset", "tape", "cells")
+    arg, dim = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
+    if _is_mapped(dim["weights"]) or _is_mapped(dim["batch_sizes"]):
+        return _one_by_one(layer_forward, info.batch_size, in_dims, args)
+    packed, size = arg["batch_sizes"] is not None, info.batch_size
+    for name in ("x", "h0", "c0", "lengths", "reset"):
+        arg[name] = _fold(arg[name], dim[name], size, _batch_dim(name, packed))
+    if packed:
+        arg["batch_sizes"] = arg["batch_sizes"] * size
+    outputs = layer_forward(*arg.values())
+    kinds = ("y", "h_n", "c_n", "cells", f"{arg['tape']}_tape")
+    unfolded = [_unfold(t, size, _batch_dim(k, packed)) for k, t in zip(kinds, outputs, strict=True)]
+    return tuple(t for t, _ in unfolded), tuple(d for _, d in unfolded)
+
+
+@torch.library.register_vmap("fastrnn::layer_backward")
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    names = (
+        *("cell", "dy", "dh_n", "dc_n", "dcells", "x", "h0", "c0", "weights", "bidirectional", "batch_sizes", "lengths"),
+        *("reset", "y", "cells", "tape", "tape_kind", "need_x", "need_h0", "need_c0", "need_weights"),
+    )
+    arg, dim = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
+    if arg["need_weights"] or _is_mapped(dim["weights"]) or _is_mapped(dim["batch_sizes"]):
+        return _one_by_one(layer_backward, info.batch_size, in_dims, args)
+    packed, size = arg["batch_sizes"] is not None, info.batch_size
+    tensors = ("dy", "dh_n", "dc_n", "dcells", "x", "h0", "c0", "lengths", "reset", "y", "cells", "tape")
+    for name in tensors:
+        kind = f"{arg['tape_kind']}_tape" if name == "tape" else name
+        arg[name] = _fold(arg[name], dim[name], size, _batch_dim(kind, packed))
+    if packed:
+        arg["batch_sizes"] = arg["batch_sizes"] * size
+    dx, dh0, dc0, dweights = layer_backward(*arg.values())
+    unfolded = [
+        _unfold(t, size, _batch_dim(k, packed)) for k, t in (("x", dx), ("dh0", dh0), ("dc0", dc0))
+    ]
+    return (*(t for t, _ in unfolded), dweights), (*(d for _, d in unfolded), [None] * len(dweights))

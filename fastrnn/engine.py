@@ -1,0 +1,71 @@
+"""Which engine computes a layer, and why: the one decision that :mod:`fastrnn.functional` follows and ``explain`` shows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastrnn import _C
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome of :func:`plan`.
+
+    Attributes:
+        engine: ``"cpu"`` (the C++ engine), ``"torch"`` (torch's own layers) or ``"reference"`` (torch operations, a step
+            at a time: right, and slow).
+        kernel: what runs there, e.g. ``"avx512, units split over 2 threads"``.
+        reason: why this one, in words.
+    """
+
+    engine: str
+    kernel: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.engine} ({self.kernel}): {self.reason}"
+
+
+def plan(cell: str, x: Tensor, weights: list[Tensor], *, beyond_torch: str | None, proj_size: int = 0) -> Plan:
+    """Choose the engine for a layer.
+
+    Args:
+        cell: a key of :data:`fastrnn.reference.CELLS`.
+        x: the layer's input; device and dtype decide.
+        weights: the layer's weights.
+        beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
+            None. It keeps the torch engine out.
+        proj_size: the LSTM's projection; the C++ engine has none.
+
+    Raises:
+        NotImplementedError: nothing can compute it.
+    """
+    why = _why_not_cpu(x, weights, proj_size)
+    if why is None:
+        return Plan("cpu", f"C++, {_C.cpu_isa()}", "a CPU tensor of a dtype that the C++ engine takes")
+    if beyond_torch is None:
+        return Plan("torch", f"torch.nn's own {cell}", why)
+    if proj_size:
+        raise NotImplementedError(f"fastrnn: {beyond_torch}= is not supported together with proj_size")
+    return Plan("reference", "torch operations, one step at a time", f"{why}, and torch's layers have no {beyond_torch}=")
+
+
+def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None:
+    """None where the C++ engine takes the layer, else the reason why it does not."""
+    if proj_size:
+        return "the C++ engine has no proj_size"
+    if x.device.type not in ("cpu", "meta"):
+        return f"fastrnn has no engine of its own for {x.device.type} tensors yet"
+    if x.dtype not in DTYPES:
+        return f"the C++ engine takes float32, float64, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records torch's own operators"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is not in the C++ engine"
+    return None

@@ -1,0 +1,397 @@
+"""The stateless forms: whole recurrent stacks and single steps as functions of tensors.
+
+They check what the caller gave, in torch.nn's words (:mod:`fastrnn._validate`), cut the stack into layers and send each
+to an engine (:mod:`fastrnn.engine`). The modules of :mod:`fastrnn.nn` are these functions with parameters attached.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, _VF
+from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from fastrnn import _autograd, _validate, reference
+from fastrnn._validate import Stack
+from fastrnn.engine import Plan, plan
+from fastrnn.reference import CELLS
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+Hidden = Tensor | tuple[Tensor, Tensor]
+Sequences = Tensor | PackedSequence
+
+
+def lstm(
+    input: Sequences,
+    hx: tuple[Tensor, Tensor] | None,
+    params: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    proj_size: int = 0,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    return_cells: bool = False,
+    tape: str = "full",
+) -> tuple[Sequences, tuple[Tensor, Tensor]] | tuple[Sequences, tuple[Tensor, Tensor], Sequences]:
+    r"""A stack of LSTM layers, as :class:`torch.nn.LSTM` computes it.
+
+    Args:
+        input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` for one sequence; or a
+            :class:`~torch.nn.utils.rnn.PackedSequence`. float32, float64, bfloat16 or float16 (16-bit tensors are
+            storage: arithmetic and state are float32).
+        hx: ``(h0, c0)``, each ``(num_layers*D, B, H)`` (``(num_layers*D, H)`` for one sequence), or None for zeros.
+        params: ``w_ih (4*H, I), w_hh (4*H, H)`` and, with ``bias``, ``b_ih, b_hh (4*H)``, for every layer and direction
+            in the order of :class:`torch.nn.LSTM`'s state_dict; gates in the order ``i, f, g, o``.
+        bias, num_layers, dropout, bidirectional, batch_first, proj_size: as in :class:`torch.nn.LSTM`.
+        training: whether dropout acts.
+        lengths: valid steps of each row of a right-padded batch, int64 ``(B,)`` on the CPU or ints, in any order.
+            Results are those of packing; beyond a row's length the output is zero.
+        reset: bool, shaped like ``input`` without its features (padded ``(T, B)`` or ``(B, T)`` for packed input).
+            True: a new sequence begins at that step of that row, so its state is zeroed before the step; in the reverse
+            direction nothing flows from that step to the one before it. No gradient crosses it. It is what RL calls
+            ``episode_start``, the ``done`` flag of the step before.
+        return_cells: also return the last layer's cell states of all steps.
+        tape: what forward keeps for backward. ``"full"``: the gates, for the fastest backward. ``"lean"``: little more
+            than the output; backward recomputes the gates. The gradients are the same.
+
+    Returns:
+        ``output, (h_n, c_n)``, and with ``return_cells`` the cell states, shaped and packed like ``output``.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: for what :class:`torch.nn.LSTM` raises them.
+
+    Examples::
+
+        >>> net = torch.nn.LSTM(10, 20)
+        >>> output, (h_n, c_n) = fastrnn.functional.lstm(torch.randn(5, 3, 10), None, list(net.parameters()))
+    """
+    stack = Stack("lstm", bias, num_layers, dropout, training, bidirectional, batch_first, tape, proj_size)
+    output, state, cells = _stack(stack, input, hx, params, lengths, reset, return_cells)
+    if cells is not None:
+        return output, (state[0], state[1]), cells
+    return output, (state[0], state[1])
+
+
+def gru(
+    input: Sequences,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    tape: str = "full",
+) -> tuple[Sequences, Tensor]:
+    r"""A stack of GRU layers, as :class:`torch.nn.GRU` computes it; arguments as in :func:`lstm`.
+
+    ``hx`` is ``h0`` or None; ``params`` have ``3*H`` rows, gates in the order ``r, z, n``; returns ``output, h_n``.
+
+    Examples::
+
+        >>> net = torch.nn.GRU(10, 20, bidirectional=True)
+        >>> x, params = torch.randn(5, 3, 10), list(net.parameters())
+        >>> output, h_n = fastrnn.functional.gru(x, None, params, bidirectional=True, lengths=[5, 2, 3])
+    """
+    stack = Stack("gru", bias, num_layers, dropout, training, bidirectional, batch_first, tape)
+    output, state, _ = _stack(stack, input, hx, params, lengths, reset, False)
+    return output, state[0]
+
+
+def rnn(
+    input: Sequences,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    tape: str = "full",
+) -> tuple[Sequences, Tensor]:
+    r"""A stack of Elman layers, as :class:`torch.nn.RNN` computes it; arguments as in :func:`lstm`.
+
+    ``hx`` is ``h0`` or None; ``params`` have ``H`` rows; ``nonlinearity`` is ``"tanh"`` or ``"relu"``; returns
+    ``output, h_n``.
+
+    Examples::
+
+        >>> net = torch.nn.RNN(10, 20, nonlinearity="relu")
+        >>> x, params = torch.randn(5, 3, 10), list(net.parameters())
+        >>> output, h_n = fastrnn.functional.rnn(x, None, params, nonlinearity="relu")
+    """
+    cell = _validate.rnn_cell_name(nonlinearity)
+    stack = Stack(cell, bias, num_layers, dropout, training, bidirectional, batch_first, tape)
+    output, state, _ = _stack(stack, input, hx, params, lengths, reset, False)
+    return output, state[0]
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step, as :class:`torch.nn.LSTMCell` computes it.
+
+    Args:
+        input: ``(B, I)``, or ``(I)`` for one sequence.
+        hx: ``(h, c)``, each ``(B, H)`` or ``(H)``, or None for zeros.
+        w_ih, w_hh, b_ih, b_hh: ``(4*H, I)``, ``(4*H, H)`` and ``(4*H)``; gates in the order ``i, f, g, o``.
+
+    Returns:
+        The next ``(h, c)``, shaped like ``hx``.
+
+    Examples::
+
+        >>> w_ih, w_hh = torch.randn(80, 10), torch.randn(80, 20)
+        >>> h, c = fastrnn.functional.lstm_cell(torch.randn(3, 10), None, w_ih, w_hh)
+    """
+    h, c = _step("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
+    return h, c
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One GRU step, as :class:`torch.nn.GRUCell` computes it; arguments as in :func:`lstm_cell`, ``hx`` is ``h``."""
+    return _step("gru", input, hx, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One Elman step, as :class:`torch.nn.RNNCell` computes it; arguments as in :func:`lstm_cell`, ``hx`` is ``h``."""
+    return _step(_validate.rnn_cell_name(nonlinearity), input, hx, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+class _Batch(NamedTuple):
+    """What the engines take: ``x`` time-major or packed, with the shape of its sequences."""
+
+    x: Tensor
+    batch_sizes: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+
+
+def plan_stack(
+    stack: Stack, x: Tensor, params: Sequence[Tensor], reset: Tensor | None, return_cells: bool
+) -> Plan:
+    """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
+    beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
+    return plan(stack.cell, x, list(params), beyond_torch=beyond_torch, proj_size=stack.proj_size)
+
+
+def _stack(
+    stack: Stack,
+    input: Sequences,
+    hx: Hidden | None,
+    params: Sequence[Tensor],
+    lengths: Tensor | Sequence[int] | None,
+    reset: Tensor | None,
+    return_cells: bool,
+) -> tuple[Sequences, tuple[Tensor, ...], Sequences | None]:
+    """Check, normalise to time-major, compute, and give back in the caller's layout."""
+    name = _validate.NAMES[stack.cell]
+    _validate.options(stack, params)
+    packed = isinstance(input, PackedSequence)
+    if packed:
+        x, batch_sizes, order, unorder = input
+        lengths_ = _validate.no_lengths_when_packed(lengths)
+    else:
+        x, batch_sizes, order, unorder = input, None, None, None
+        _validate.input_dim(name, x)
+    batched = packed or x.dim() == 3
+    batch_dim = 0 if stack.batch_first else 1
+    if not batched:
+        x = x.unsqueeze(batch_dim)
+    if stack.batch_first and not packed:
+        x = x.transpose(0, 1)
+    state = _validate.hidden(name, hx, batched, packed)
+    if order is not None:
+        state = tuple(s.index_select(1, order) for s in state)
+    _validate.sizes(stack, x, batch_sizes, state, params)
+    steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    if not packed:
+        lengths_ = _validate.lengths(lengths, steps, batch, batched)
+    if reset is not None:
+        reset = _validate.reset(reset, steps, batch, batched, stack.batch_first, x.device)
+        if order is not None:
+            reset = reset.index_select(1, order)
+
+    chosen = plan_stack(stack, x, params, reset, return_cells)
+    run = _torch_layers if chosen.engine == "torch" else _layers
+    sequences = _Batch(x, batch_sizes, lengths_, reset)
+    y, state, cells = run(chosen, stack, sequences, state, params, return_cells)
+
+    def restore(t: Tensor) -> Sequences:
+        if packed:
+            return PackedSequence(t, batch_sizes, order, unorder)
+        t = t.transpose(0, 1) if stack.batch_first else t
+        return t if batched else t.squeeze(batch_dim)
+
+    if unorder is not None:
+        state = tuple(s.index_select(1, unorder) for s in state)
+    if not batched:
+        state = tuple(s.squeeze(1) for s in state)
+    return restore(y), state, None if cells is None else restore(cells)
+
+
+def _layers(
+    chosen: Plan,
+    stack: Stack,
+    sequences: _Batch,
+    state: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    return_cells: bool,
+    by_steps: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """The stack on one of fastrnn's own engines: a layer a call, dropout between them."""
+    x, batch_sizes, lengths, reset = sequences
+    by_steps = by_steps or batch_sizes is not None
+    x, state, params, result_dtype = _autocast(stack.cell, by_steps, x, state, params)
+    directions, has_c = stack.directions, CELLS[stack.cell].has_c
+    finals: list[tuple[Tensor, ...]] = []
+    cells: Tensor | None = None
+    for k in range(stack.num_layers):
+        h0, c0 = (
+            state[i][k * directions : (k + 1) * directions] if i < len(state) else None for i in (0, 1)
+        )
+        last = k == stack.num_layers - 1
+        weights = stack.layer_params(params, k)
+        if chosen.engine == "reference":
+            with torch.autocast(x.device.type, enabled=False):
+                y, h_n, c_n, cells = reference.layer(
+                    *(stack.cell, x, h0, c0, weights, stack.bidirectional),
+                    batch_sizes=batch_sizes,
+                    lengths=lengths,
+                    reset=reset,
+                )
+        else:
+            layout = _autograd.Layout(stack.cell, stack.bidirectional, stack.tape, return_cells and last)
+            y, h_n, c_n, cells = _autograd.layer(layout, x, h0, c0, weights, batch_sizes, lengths, reset)
+        finals.append((h_n, c_n) if has_c and c_n is not None else (h_n,))
+        x = dropout(y, stack.dropout, True) if stack.dropout and stack.training and not last else y
+    joined = finals[0] if len(finals) == 1 else tuple(torch.cat(s) for s in zip(*finals, strict=True))
+    if result_dtype is not None:
+        x, joined = x.to(result_dtype), tuple(s.to(result_dtype) for s in joined)
+    return x, joined, cells.to(x.dtype) if return_cells and cells is not None else None
+
+
+def _torch_layers(
+    chosen: Plan,
+    stack: Stack,
+    sequences: _Batch,
+    state: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    return_cells: bool,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """The stack on torch's own engine, which takes lengths as packing."""
+    x, batch_sizes, lengths, _ = sequences
+    steps, unorder = x.shape[0], None
+    if lengths is not None:
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        x, batch_sizes, order, unorder = packed
+        state = tuple(s.index_select(1, order) for s in state)
+    if not state:
+        batch = x.shape[1] if batch_sizes is None else batch_sizes[0]  # a tensor: a traced graph must not fix it
+        hidden = params[1].shape[1]
+        sizes = (stack.proj_size or hidden, params[0].shape[0] // 4)[: 2 if CELLS[stack.cell].has_c else 1]
+        state = tuple(x.new_zeros(stack.num_layers * stack.directions, batch, size) for size in sizes)
+    hx = state if CELLS[stack.cell].has_c else state[0]
+    options = (stack.bias, stack.num_layers, stack.dropout, stack.training, stack.bidirectional)
+    function = getattr(_VF, stack.cell)
+    if batch_sizes is None:
+        y, *state_ = function(x, hx, list(params), *options, False)
+    else:
+        y, *state_ = function(x, batch_sizes, hx, list(params), *options)
+    if unorder is not None:
+        y, _ = pad_packed_sequence(PackedSequence(y, batch_sizes, order, unorder), total_length=steps)
+        state_ = [s.index_select(1, unorder) for s in state_]
+    return y, tuple(state_), None
+
+
+def _step(
+    cell: str,
+    input: Tensor,
+    hx: Hidden | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """One step of one cell: a layer of one step."""
+    name = f"{_validate.NAMES[cell]}Cell"
+    _validate.cell_dims(name, input, hx)
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
+    state = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    if not batched:
+        state = tuple(s.unsqueeze(0) for s in state)
+    params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
+    _validate.cell_sizes(cell, x, state, params)
+    chosen = plan(cell, x, params, beyond_torch=None)
+    if chosen.engine == "torch":
+        if not state:
+            zeros = x.new_zeros(x.shape[0], w_hh.shape[1])
+            state = (zeros, zeros) if CELLS[cell].has_c else (zeros,)
+        given = state if CELLS[cell].has_c else state[0]
+        after = getattr(_VF, f"{cell}_cell")(x, given, w_ih, w_hh, b_ih, b_hh)
+        after = (after,) if isinstance(after, Tensor) else after
+        return tuple(s if batched else s.squeeze(0) for s in after)
+    sequences = _Batch(x.unsqueeze(0), None, None, None)
+    initial = tuple(s.unsqueeze(0) for s in state)
+    _, after, _ = _layers(chosen, Stack(cell, bias=b_ih is not None), sequences, initial, params, False, by_steps=True)
+    return tuple(s[0] if batched else s[0, 0] for s in after)
+
+
+def _autocast(
+    cell: str, by_steps: bool, x: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], Sequence[Tensor], torch.dtype | None]:
+    """Under autocast, cast so that the results have the dtypes that torch.nn's have there.
+
+    torch's CPU autocast runs a dense LSTM and every RNN in the autocast dtype. A GRU, and an LSTM that it computes step by
+    step (``by_steps``: packed, or a cell), keep their state, and so their output, in the dtype that input and hx promote
+    to: those run in the weights' dtype here, which is no less precise. Returns the cast tensors and, for those, the
+    dtype of the results.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, state, params, None
+    dtype, result = torch.get_autocast_dtype(device), None
+    if cell == "gru" or (cell == "lstm" and by_steps):
+        dtype, result = params[0].dtype, x.dtype
+        for s in state:
+            result = torch.promote_types(result, s.dtype)
+    return x.to(dtype), tuple(s.to(dtype) for s in state), [p.to(dtype) for p in params], result
