@@ -1,0 +1,160 @@
+"""The one format of results: JSON lines, each a measurement with everything needed to read it years later.
+
+A row says what was run (``benchmark``, ``case``, ``threads``), what it took (``times`` in seconds for each contestant,
+and ``speedup``, the ratio of torch.nn's median to the contestant's), by what (``provenance``), and, in ``detail``, what
+only this benchmark has to say. Contestants of a row were timed in turns in one process: seconds of different rows, let
+alone of different machines, do not compare, ratios do.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bench.grid import Shape
+from bench.timing import Times
+
+BASELINE = "torch.nn"
+T = TypeVar("T")
+
+
+class ResultsError(ValueError):
+    """A results file cannot be read; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was run: ``mode`` is ``"inference"`` (no gradients) or ``"training"`` (forward and backward)."""
+
+    cell: str
+    batch: int
+    steps: int
+    input: int
+    hidden: int
+    layers: int
+    directions: int
+    dtype: str
+    mode: str
+
+    @classmethod
+    def of(cls, cell: str, shape: Shape, dtype: str, mode: str) -> "Case":
+        """A case of the grid."""
+        return cls(cell=cell, dtype=dtype, mode=mode, **asdict(shape))
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes alone."""
+        return Shape(self.batch, self.steps, self.input, self.hidden, self.layers, self.directions)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """By what a row was measured. ``revision`` is git's, with a ``+`` where files were changed; None outside git."""
+
+    torch: str
+    fastrnn: str
+    python: str
+    isa: str
+    cpu: str
+    revision: str | None
+    timestamp: str
+
+    @classmethod
+    def here_and_now(cls) -> "Provenance":
+        """Of this process."""
+        import fastrnn
+        from fastrnn import _ops
+
+        return cls(
+            torch=torch.__version__,
+            fastrnn=fastrnn.__version__,
+            python=platform.python_version(),
+            isa=_ops.cpu_isa(),
+            cpu=_cpu_model(),
+            revision=_revision(),
+            timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    benchmark: str
+    case: Case
+    threads: int
+    times: dict[str, Times]
+    provenance: Provenance
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def speedup(self) -> dict[str, float]:
+        """By contestant: the median of torch.nn over the contestant's (above 1: faster than torch.nn)."""
+        baseline = self.times[BASELINE].median
+        return {name: baseline / times.median for name, times in self.times.items() if name != BASELINE}
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as they come, so that an interrupted run keeps what it has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({**asdict(row), "speedup": row.speedup}) + "\n")
+            file.flush()
+
+
+def read(path: Path) -> list[Row]:
+    """Read a file of rows."""
+    if not path.is_file():
+        raise ResultsError(f"{path} is not a file: `python -m bench cpu` makes one")
+    return list(_rows(path))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            values = json.loads(line)
+            values.pop("speedup")  # follows from the times
+            values["case"] = _make(Case, values["case"])
+            values["provenance"] = _make(Provenance, values["provenance"])
+            values["times"] = {name: _make(Times, times) for name, times in values["times"].items()}
+            yield _make(Row, values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(f"{path}, line {number}: not a row of results ({error})") from error
+
+
+def _make(kind: type[T], values: dict[str, Any]) -> T:
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if names != set(values):
+        raise ValueError(f"a {kind.__name__} has {sorted(names)}, got {sorted(values)}")
+    return kind(**values)
+
+
+@cache
+def _cpu_model() -> str:
+    """The CPU's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _revision() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

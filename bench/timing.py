@@ -1,0 +1,86 @@
+"""Timing in turns: contestants alternate within one process, so that what disturbs the machine disturbs them alike."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+TURN = 2e-3  # seconds a turn lasts at least: many short calls make one turn, long ones are a turn each
+WARMUP = 3  # calls of each contestant before the first turn
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one contestant's calls took, in seconds per call: quantiles over the turns."""
+
+    median: float
+    p20: float
+    p80: float
+    turns: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Times":
+        """Summarise the seconds per call of each turn."""
+        p20, median, p80 = np.quantile(seconds, (0.2, 0.5, 0.8)).tolist()
+        return cls(median, p20, p80, len(seconds))
+
+
+def in_turns(contestants: Sequence[T], turn: int) -> Sequence[T]:
+    """The order of one turn: every other turn is run backwards (A B, B A, ...), so that none always follows another."""
+    return contestants if turn % 2 == 0 else contestants[::-1]
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timed code."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7) -> dict[str, Times]:
+    """Time each call, in turns.
+
+    Args:
+        calls: the contestants by name.
+        seconds: how long all of it should last, about.
+        at_least: turns that are taken even if they last longer.
+
+    Returns:
+        The times of each contestant, in seconds per call.
+    """
+    names = list(calls)
+    with no_collection():
+        repeats = {name: max(1, math.ceil(TURN / _warm(call))) for name, call in calls.items()}
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        end = time.perf_counter() + seconds
+        turn = 0
+        while turn < at_least or time.perf_counter() < end:
+            for name in in_turns(names, turn):
+                call, repeat = calls[name], repeats[name]
+                begin = time.perf_counter()
+                for _ in range(repeat):
+                    call()
+                taken[name].append((time.perf_counter() - begin) / repeat)
+            turn += 1
+    return {name: Times.of(seconds_per_call) for name, seconds_per_call in taken.items()}
+
+
+def _warm(call: Callable[[], object]) -> float:
+    """Warm a contestant up; the seconds of its fastest call."""
+    fastest = math.inf
+    for _ in range(WARMUP):
+        begin = time.perf_counter()
+        call()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return max(fastest, 1e-9)
