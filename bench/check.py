@@ -1,0 +1,131 @@
+"""The same numbers, or nothing is timed: outputs and gradients against a float64 reference.
+
+The yardstick is torch.nn in the same dtype: what a contestant computes may be off from the float64 reference by no more
+than twice what torch.nn's own result is (three times for gradients), plus a floor of one rounding unit of the dtype. An
+error is the largest absolute difference over the largest absolute value of the reference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bench.contestants import CellLoop
+
+FORWARD = 2.0
+GRADIENT = 3.0
+
+
+class MismatchError(Exception):
+    """A contestant computes something else than torch.nn."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a model computed, by name."""
+
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def error(result: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference, relative to the reference's largest value; NaN counts as infinite."""
+    scale = reference.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    off = (result.double() - reference).abs().max() / scale
+    return float(off.nan_to_num(nan=torch.inf))
+
+
+def compare(name: str, ours: Computed, theirs: Computed, reference: Computed) -> float:
+    """Compare what a contestant computed with what torch.nn did, by the rule above.
+
+    Args:
+        name: the contestant, for the message.
+        ours: what it computed.
+        theirs: what torch.nn computed, in the same dtype.
+        reference: the same in float64.
+
+    Returns:
+        The contestant's largest error, as a multiple of torch.nn's own error and the floor.
+
+    Raises:
+        MismatchError: a tensor is further off than the rule allows, or has another dtype or shape.
+    """
+    return max(
+        _compare(name, ours.outputs, theirs.outputs, reference.outputs, FORWARD, ""),
+        _compare(name, ours.gradients, theirs.gradients, reference.gradients, GRADIENT, "the gradient of "),
+    )
+
+
+def check_stacks(stacks: Mapping[str, nn.Module], baseline: nn.RNNBase, x: Tensor) -> dict[str, float]:
+    """Check stacks with the baseline's weights against it: outputs, last states, and gradients through all of them.
+
+    Inference is checked apart from training, as an engine may take another way there.
+
+    Args:
+        stacks: the contestants by name, without the baseline.
+        baseline: the stack of torch.nn.
+        x: the input, ``(T, B, I)``.
+
+    Returns:
+        Each contestant's largest error, as a multiple of torch.nn's own error and a rounding unit.
+
+    Raises:
+        MismatchError: a contestant computes something else than torch.nn.
+    """
+    weights = [name for name, _ in baseline.named_parameters()]
+    reference = _run(CellLoop(baseline).double(), x.double(), weights, x.dtype)
+    theirs = _run(baseline, x, weights, x.dtype)
+    return {name: compare(name, _run(stack, x, weights, x.dtype), theirs, reference) for name, stack in stacks.items()}
+
+
+def _compare(
+    name: str,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    factor: float,
+    what: str,
+) -> float:
+    if ours.keys() != theirs.keys():
+        raise MismatchError(f"{name} gives {what}{sorted(ours)}, torch.nn {sorted(theirs)}")
+    largest = 0.0
+    for key, truth in reference.items():
+        mine, torchs = ours[key], theirs[key]
+        if mine.dtype != torchs.dtype or mine.shape != torchs.shape:
+            raise MismatchError(
+                f"{name}: {what}{key} is {mine.dtype} {tuple(mine.shape)}, "
+                f"torch.nn's {torchs.dtype} {tuple(torchs.shape)}"
+            )
+        off, torchs_off, floor = error(mine, truth), error(torchs, truth), torch.finfo(mine.dtype).eps
+        allowed = factor * torchs_off + floor
+        if not off <= allowed:  # also where it is NaN
+            raise MismatchError(
+                f"{name}: {what}{key} is off by {off:.1e} from the float64 reference and torch.nn's by "
+                f"{torchs_off:.1e}; {allowed:.1e} is allowed"
+            )
+        largest = max(largest, off / (torchs_off + floor))
+    return largest
+
+
+def _run(stack: nn.Module, x: Tensor, weights: list[str], dtype: torch.dtype) -> Computed:
+    """Outputs in inference and in training, and gradients; ``dtype`` is the one that is checked."""
+    stack.eval()
+    with torch.inference_mode():
+        inference = _outputs(stack(x), "in inference")
+    stack.train()
+    x = x.clone().requires_grad_()
+    training = _outputs(stack(x), "in training")
+    generator = torch.Generator().manual_seed(0)
+    # rounded to the dtype that is checked, so that the float64 reference backpropagates the very same numbers
+    upstream = [torch.randn(v.shape, generator=generator).to(dtype).to(v.dtype) for v in training.values()]
+    inputs = [x, *stack.parameters()]  # in the same order in every contestant
+    gradients = torch.autograd.grad(list(training.values()), inputs, upstream)
+    outputs = inference | {name: value.detach() for name, value in training.items()}
+    return Computed(outputs, dict(zip(["x", *weights], gradients, strict=True)))
+
+
+def _outputs(returned: tuple[Tensor, Tensor | tuple[Tensor, ...]], where: str) -> dict[str, Tensor]:
+    y, state = returned
+    values = (y, *state) if isinstance(state, tuple) else (y, state)
+    return {f"{name} {where}": value for name, value in zip(("y", "h_n", "c_n"), values, strict=False)}
