@@ -1,0 +1,1 @@
+"""End-to-end programs: a whole model trained by torch.nn and by fastrnn side by side."""
