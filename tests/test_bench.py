@@ -1,0 +1,353 @@
+"""The benchmarks: texts and batches, timing in turns, checks that refuse what is wrong, results and pictures."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # last: an installed fastrnn comes before the source tree's
+
+from bench import contestants, corpus, cpu, grid, results, rounding, timing  # noqa: E402
+from bench.__main__ import main as bench  # noqa: E402
+from bench.check import Computed, MismatchError, compare  # noqa: E402
+from bench.workloads import language_model, training  # noqa: E402
+from bench.workloads.character_model import CharacterModel  # noqa: E402
+
+WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The programs set torch's number of threads: set it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A small text file."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{k} {WORDS}" for k in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
+    """A tiny run of the language model, its results in ``tmp_path / "out"``."""
+    sizes = ["--hidden=12", "--batch=3", "--steps=8", "--heldout=200", "--threads=1"]
+
+    def run(*arguments: str, length: str = "--updates=6") -> int:
+        return language_model.main([*sizes, length, f"--text={text}", f"--out={tmp_path / 'out'}", *arguments])
+
+    return run
+
+
+@pytest.fixture
+def tiny_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the quick grid a really quick one."""
+    monkeypatch.setitem(grid.GRIDS, "quick", (grid.Shape(2, 3, 4, 5), grid.Shape(1, 3, 4, 5, layers=2, directions=2)))
+
+
+def make_row(**changes: object) -> results.Row:
+    """A row of results that was never measured."""
+    row = results.Row(
+        benchmark="layer",
+        case=results.Case.of("gru", grid.Shape(2, 3, 4, 5), "float32", "training"),
+        threads=2,
+        times={"torch.nn": timing.Times(3e-3, 2e-3, 4e-3, 9), "fastrnn": timing.Times(2e-3, 1e-3, 3e-3, 9)},
+        provenance=results.Provenance("2", "0", "3", "base", "a CPU", None, "2020-01-01T00:00:00+00:00"),
+    )
+    return replace(row, **changes)
+
+
+def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
+    for k in range(30):
+        (tmp_path / f"{k}.txt").write_text(f"file <{k:02d}> " + WORDS * 3, encoding="utf-8")
+    (tmp_path / "copy.txt").write_text((tmp_path / "3.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "picture.bin").write_bytes(b"\x00\xff" * 50)
+    (tmp_path / "empty.txt").touch()
+    loaded = corpus.load(tmp_path)
+    assert len(loaded.train_files) + len(loaded.heldout_files) == 30  # neither the copy nor what is not text
+    assert set(loaded.train_files).isdisjoint(loaded.heldout_files)
+    train, heldout = loaded.decode(loaded.train), loaded.decode(loaded.heldout)
+    for k in range(30):
+        assert (f"<{k:02d}>" in train) != (f"<{k:02d}>" in heldout)
+    assert 0.08 < len(heldout) / (len(train) + len(heldout)) < 0.15
+    assert torch.equal(corpus.load(tmp_path).train, loaded.train)
+
+
+def test_a_file_is_split_by_position(text: Path) -> None:
+    loaded = corpus.load(text)
+    whole = text.read_text(encoding="utf-8")
+    assert loaded.decode(loaded.train) + loaded.decode(loaded.heldout) == whole
+    assert loaded.heldout.numel() == round(0.1 * len(whole))
+
+
+def test_the_default_text_is_the_standard_library() -> None:
+    loaded = corpus.load()
+    assert loaded.train.numel() > 10 * len(loaded.symbols) ** 2
+    assert "def " in loaded.decode(loaded.heldout[:100_000])
+    assert not any("site-packages" in name for name in loaded.train_files)
+
+
+def test_symbols_that_training_does_not_have_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("ab\n" * 90 + "ab\N{GREEK SMALL LETTER PI}" * 10, encoding="utf-8")
+    loaded = corpus.load(tmp_path / "text")
+    assert loaded.symbols == corpus.UNKNOWN + "\nab"
+    assert loaded.encode("a\N{GREEK SMALL LETTER PI}").tolist() == [2, 0]
+    assert loaded.decode(torch.tensor([3, 0])) == "b" + corpus.UNKNOWN
+
+
+def test_streams_are_contiguous() -> None:
+    ids = torch.arange(3 * 41 + 1, dtype=torch.int32)
+    streams = corpus.Streams(ids, batch=3, steps=10)
+    assert streams.windows == 4
+    inputs, targets = zip(*(streams.window(k) for k in range(4)), strict=True)
+    for b in range(3):
+        assert torch.cat(inputs)[:, b].tolist() == list(range(41 * b, 41 * b + 40))
+    assert torch.equal(torch.cat(targets), torch.cat(inputs) + 1)
+    assert [k for k in range(9) if streams.begins(k)] == [0, 4, 8]
+    assert torch.equal(streams.window(5)[0], inputs[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), (b"", "is empty"), (b"\xff\xfe\x00", "not text"), (b"too little", "too short")],
+)
+def test_texts_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content)
+    assert language_model.main(["--text", str(path), "--updates", "1"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_without_text(tmp_path: Path) -> None:
+    with pytest.raises(corpus.CorpusError, match="no text files"):
+        corpus.load(tmp_path)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_the_demo_ends_with_table_picture_and_results(
+    demo: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    assert demo("--cell", cell, "--layers", "2") == 0
+    printed = capsys.readouterr().out
+    assert "held-out perplexity" in printed
+    assert printed.count("\n") < 60  # no progress bar where there is no terminal
+    assert (tmp_path / "out/language_model.png").read_bytes().startswith(b"\x89PNG")
+    (row,) = results.read(tmp_path / "out/language_model.jsonl")
+    assert (row.benchmark, row.case.cell, row.case.layers, row.times["fastrnn"].turns) == ("language_model", cell, 2, 6)
+    perplexities = row.detail["heldout_perplexity"]
+    assert abs(perplexities["fastrnn"] - perplexities["torch.nn"]) < 1e-4 * perplexities["torch.nn"]
+    assert perplexities["torch.nn"] < row.detail["symbols"]  # it has learned something
+
+
+def test_the_demo_stops_at_its_seconds(demo: Callable[..., int], tmp_path: Path) -> None:
+    assert demo(length="--seconds=0.2") == 0
+    (row,) = results.read(tmp_path / "out/language_model.jsonl")
+    assert row.detail["updates"] >= 1
+    assert sum(row.detail["seconds"].values()) < 5
+
+
+@pytest.mark.parametrize("part", ["outputs", "gradients"])
+def test_the_demo_refuses_a_first_update_that_differs(
+    demo: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+) -> None:
+    convert = fastrnn.convert
+
+    def broken(model: CharacterModel) -> CharacterModel:
+        weight = convert(model).recurrent.weight_hh_l0
+        if part == "outputs":
+            weight.data.mul_(1 + 1e-4)
+        else:
+            weight.register_hook(lambda gradient: gradient * (1 + 1e-4))
+        return model
+
+    monkeypatch.setattr(fastrnn, "convert", broken)
+    assert demo() == 1
+    assert "Nothing was trained" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_fails_if_training_differs_by_more_than_rounding(
+    demo: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sluggish(training.Trainer):
+        def __init__(self, name: str, model: CharacterModel, rates: training.Rates) -> None:
+            super().__init__(name, model, replace(rates, learning=rates.learning * (0.99 if name == "fastrnn" else 1)))
+
+    monkeypatch.setattr(training, "Trainer", Sluggish)
+    assert demo() == 1
+    assert "is allowed" in capsys.readouterr().out
+    (row,) = results.read(tmp_path / "out/language_model.jsonl")
+    assert len(row.detail["mismatches"]) == 1
+
+
+def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:
+    model = nn.Linear(7, 5)
+    moved = rounding.moved_by_rounding(model)
+    for weight, other in zip(model.parameters(), moved.parameters(), strict=True):
+        assert torch.all(weight != other)
+        torch.testing.assert_close(other, weight, rtol=torch.finfo(weight.dtype).eps, atol=0)
+
+
+def test_deviation_is_measured_against_rounding() -> None:
+    losses = torch.rand(1000) + 1
+    moved = losses + 1e-4 * torch.randn(1000)
+    assert rounding.deviation(losses + 2e-4 * torch.randn(1000), losses, moved).is_rounding
+    assert not rounding.deviation(losses + 4e-4, losses, moved).is_rounding
+    assert not rounding.deviation(losses * torch.nan, losses, moved).is_rounding
+
+
+def test_compare_uses_the_error_of_torch_as_its_yardstick() -> None:
+    truth = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    theirs = (truth + torch.tensor([0, 2e-5])).float()
+
+    def off(by: float, as_gradient: bool) -> float:
+        def computed(value: torch.Tensor) -> Computed:
+            return Computed({}, {"x": value}) if as_gradient else Computed({"x": value})
+
+        return compare("fastrnn", computed((truth + by).float()), computed(theirs), computed(truth))
+
+    assert off(3.9e-5, False) == pytest.approx(1.94, abs=0.02)
+    with pytest.raises(MismatchError, match=r"x is off by 2\.1e-05"):
+        off(4.2e-5, False)
+    off(5.9e-5, True)
+    for wrong in (6.4e-5, torch.nan):
+        with pytest.raises(MismatchError, match="gradient of x"):
+            off(wrong, True)
+
+
+def test_contestants_take_turns() -> None:
+    calls: list[str] = []
+
+    def call(name: str) -> None:
+        calls.append(name)
+        time.sleep(2 * timing.TURN)
+
+    times = timing.measure({name: partial(call, name) for name in "ab"}, seconds=0, at_least=4)
+    assert "".join(calls) == "a" * timing.WARMUP + "b" * timing.WARMUP + "abbaabba"
+    assert all(t.turns == 4 and 2 * timing.TURN <= t.p20 <= t.median <= t.p80 for t in times.values())
+
+
+def test_short_calls_share_a_turn() -> None:
+    calls: list[None] = []
+    times = timing.measure({"short": lambda: calls.append(None)}, seconds=0, at_least=3)
+    assert len(calls) > 1000
+    assert times["short"].turns == 3
+    assert times["short"].median < timing.TURN / 10
+
+
+def test_layers_are_checked_timed_and_written(
+    tiny_grid: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "cpu.jsonl"
+    arguments = ["cpu", "--seconds", "0.01", "--threads", "1", "--cell-loop", "--out", str(out)]
+    assert bench([*arguments, "--cells", "lstm", "gru", "rnn_tanh", "rnn_relu"]) == 0
+    rows = results.read(out)
+    assert len(rows) == 4 * 2 * 2
+    assert all(set(row.times) == {"torch.nn", "fastrnn", "torch.nn cell loop"} for row in rows)
+    assert all(row.provenance.torch == torch.__version__ and row.threads == 1 for row in rows)
+    assert out.with_suffix(".png").is_file()
+    assert "times as fast as torch.nn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["outputs", "gradients"])
+def test_layers_that_differ_are_not_timed(
+    tiny_grid: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    def broken(stack: nn.RNNBase) -> nn.Module:
+        made = contestants.fastrnn_stack(stack)
+        if part == "outputs":
+            made.weight_hh_l0.data.mul_(1 + 1e-4)
+        else:
+            made.weight_hh_l0.register_hook(lambda gradient: gradient * (1 + 1e-4))
+        return made
+
+    monkeypatch.setitem(contestants.CONTESTANTS, "fastrnn", broken)
+    monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("was timed"))
+    out = tmp_path / "cpu.jsonl"
+    assert bench(["cpu", "--cells", "lstm", "--out", str(out)]) == 1
+    assert "not timed" in capsys.readouterr().out
+    assert results.read(out) == []
+
+
+def test_bfloat16_layers_are_checked_by_the_same_rule() -> None:
+    plan = cpu.Plan(["gru"], [grid.Shape(2, 3, 4, 5)], "bfloat16", ["torch.nn", "torch.nn cell loop"], 0.01)
+    rows = list(cpu.measure("gru", plan.shapes[0], plan))
+    assert [row.case.mode for row in rows] == ["inference", "training"]
+
+
+def test_rows_round_trip(tmp_path: Path) -> None:
+    rows = [make_row(), make_row(detail={"text": "π", "curve": [1.5, 2.0]})]
+    path = tmp_path / "folder" / "rows.jsonl"
+    results.write(path, rows)
+    assert results.read(path) == rows
+    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert first["speedup"] == {"fastrnn": 1.5}
+    assert first["case"]["hidden"] == 5
+
+
+@pytest.mark.parametrize("line", ["no json", "[]", "{}", '{"speedup": {}, "case": {}}'])
+def test_lines_that_are_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    results.write(path, [make_row()])
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    assert bench(["plot", str(path)]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_provenance_is_of_this_process() -> None:
+    made = results.Provenance.here_and_now()
+    assert (made.torch, made.fastrnn) == (torch.__version__, fastrnn.__version__)
+    assert made.isa
+    assert made.cpu
+
+
+def test_pictures_are_made_from_results_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curve = {"seconds": [1.0, 2.0], "loss": [3.0, 2.0]}
+    detail = {
+        "text": "a text",
+        "tokens_per_second": {"torch.nn": 1.0, "fastrnn": 2.0},
+        "heldout_perplexity": {"torch.nn": 5.0, "fastrnn": 5.0},
+        "curves": {"torch.nn": curve, "fastrnn": curve},
+    }
+    path = tmp_path / "rows.jsonl"
+    results.write(path, [make_row(), make_row(benchmark="language_model", detail=detail)])
+    assert bench(["plot", str(path), "--out", str(tmp_path / "pictures")]) == 0
+    pictures = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [picture.name for picture in pictures] == ["rows.png", "rows-language_model.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+@pytest.mark.parametrize("arguments", [["plot", "nowhere.jsonl"], ["plot", "."]])
+def test_results_that_are_not_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(arguments) == 2
+    assert "is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["cpu", "--threads", "0"], ["cpu", "--seconds", "nan"], ["cpu", "--grid", "x"]])
+def test_mistakes_in_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench(arguments)
+    assert stopped.value.code == 2
