@@ -1,0 +1,66 @@
+"""Lets ``torch.compile`` take fastrnn's layers into its graphs.
+
+TorchDynamo breaks the graph at every instance of ``torch.nn.RNN``, ``LSTM`` and ``GRU``, subclasses included, for it
+cannot do well with what torch's own do inside (``torch._dynamo.config.allow_rnn`` has it try). fastrnn's layers are an
+operator each, which is no trouble to it. That setting is therefore turned on while Dynamo looks at one of them, and for
+nothing else: how it treats torch's own layers stays the user's choice.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import wraps
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+from torch.nn import Module
+
+BUILDER = "torch._dynamo.variables.builder"
+
+
+def let_through(layers: type[Module]) -> None:
+    """Have Dynamo trace modules of class ``layers``: now, or when it is imported (which takes over a second)."""
+    if BUILDER in sys.modules:
+        _open(sys.modules[BUILDER], layers)
+    else:
+        sys.meta_path.insert(0, _OnImport(layers))
+
+
+def _open(builder: ModuleType, layers: type[Module]) -> None:
+    wrap_module = getattr(builder.VariableBuilder, "wrap_module", None)
+    if wrap_module is None:
+        return  # a Dynamo that this module does not know: it breaks the graph at the layers, as at torch.nn's
+
+    @wraps(wrap_module)
+    def wrapper(self: Any, value: Module) -> Any:
+        if not isinstance(value, layers):
+            return wrap_module(self, value)
+        with builder.config.patch(allow_rnn=True):
+            return wrap_module(self, value)
+
+    builder.VariableBuilder.wrap_module = wrapper
+
+
+class _OnImport(MetaPathFinder):
+    """Calls :func:`_open` right after Python has imported Dynamo's builder, and is gone."""
+
+    def __init__(self, layers: type[Module]) -> None:
+        self.layers = layers
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != BUILDER:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _open(module, self.layers)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

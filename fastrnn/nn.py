@@ -1,0 +1,480 @@
+"""Drop-in ``torch.nn`` recurrent layers and cells: the functions of :mod:`fastrnn.functional` with parameters.
+
+Constructors, parameters, state_dicts, warnings and ``repr`` are torch.nn's own, by inheritance. Weights are looked up
+by name at every call, so whatever puts other tensors in their place (parametrizations, ``weight_norm``, pruning,
+``torch.func.functional_call``) is what the engine sees.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, overload
+
+import torch.fx
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules import rnn as stock  # and not torch.nn's own names, which fastrnn.patch() may have changed
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _dynamo
+from fastrnn.functional import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+Lengths = Tensor | Sequence[int]
+LSTMState = tuple[Tensor, Tensor]
+PROXY: type[Any] = torch.fx.Proxy  # stands for the input where torch.fx.symbolic_trace records a model
+
+
+def layer_class(cls: type[Module]) -> type[Module]:
+    """A module's class; for a module with parametrizations, the class it had before them."""
+    return cls.__bases__[0] if cls.__module__ == parametrize.__name__ else cls
+
+
+def rebase(cls: type[Module], base: type[Module]) -> type[Module]:
+    """The class that a module of class ``cls`` has once its :func:`layer_class` is ``base``.
+
+    A module with parametrizations has a class derived from its layer class, with the parametrized tensors as
+    properties. Copies of the module share that class, so it must not be changed itself.
+    """
+    if layer_class(cls) is cls:
+        return base
+    return type(cls.__name__, (base,), {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")})
+
+
+def has_own_forward(module: Module) -> bool:
+    """Whether a module of fastrnn's or torch.nn's classes computes something else than they do, or may."""
+    return "forward" in vars(module) or type(module).forward.__module__ not in (__name__, stock.__name__)
+
+
+class Fast(Module):
+    """What fastrnn's layers and cells share."""
+
+    stock_class: ClassVar[type[Module]]
+
+    def _node(self, input: Any, hx: Any, **others: Any) -> Any:
+        """For ``torch.fx.symbolic_trace``: one node, as it makes of torch.nn's layers."""
+        given = {name: value for name, value in others.items() if value is not None and value is not False}
+        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input, hx), given)
+
+    def __prepare_scriptable__(self) -> Module:
+        """For ``torch.jit.script``: torch.nn's counterpart with the very same parameters, buffers and hooks."""
+        if has_own_forward(self):
+            return self  # to be scripted as it stands
+        counterpart = Module.__new__(rebase(type(self), self.stock_class))
+        counterpart.__dict__ = {k: v for k, v in self.__dict__.items() if k != "tape"}
+        if isinstance(counterpart, stock.RNNBase):
+            counterpart._update_flat_weights()
+        return counterpart
+
+
+class Layers(Fast, stock.RNNBase):
+    """What :class:`RNN`, :class:`LSTM` and :class:`GRU` share."""
+
+    tape: str = "full"
+
+    def _weights(self) -> list[Tensor]:
+        own = self._parameters  # six times faster than getattr, which finds what stands in for a parameter
+        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "bias": self.bias,
+            "num_layers": self.num_layers,
+            "dropout": self.dropout,
+            "training": self.training,
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "tape": self.tape,
+        }
+
+
+_dynamo.let_through(Layers)
+
+
+class LSTM(Layers, stock.LSTM):
+    r"""A stack of long short-term memory layers: :class:`torch.nn.LSTM`, faster, with the same parameters and results.
+
+    .. math::
+        i_t, f_t, o_t = \sigma(W x_t + b + U h_{t-1} + b'), \quad g_t = \tanh(W x_t + b + U h_{t-1} + b')
+
+        c_t = f_t \odot c_{t-1} + i_t \odot g_t, \quad h_t = o_t \odot \tanh(c_t)
+
+    where each gate has its own rows of :math:`W, U, b, b'`, in the order ``i, f, g, o`` (Hochreiter & Schmidhuber 1997,
+    with the forget gate of Gers et al. 2000; projections after Sak et al. 2014).
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as in
+            :class:`torch.nn.LSTM`, with its defaults, errors and warnings.
+
+    Attributes:
+        tape: what the forward pass keeps for the backward pass; set it on a layer, or with
+            ``fastrnn.convert(model, tape=...)``. ``"full"``: the gates, for the fastest backward pass. ``"lean"``:
+            little more than the output; the gates are computed again. The gradients are the same.
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], weight_hr_l[k], and the same with ``_reverse``: the
+            parameters, as in :class:`torch.nn.LSTM`. State_dicts are interchangeable.
+
+    Dtypes: float32, float64, bfloat16 and float16 on the CPU; with 16-bit tensors arithmetic and state are float32.
+    Layers on other devices, with ``proj_size``, or of other dtypes are computed by torch's own engine:
+    :func:`fastrnn.explain` tells.
+
+    Beyond :class:`torch.nn.LSTM`: ``lengths``, ``reset`` and ``return_cells`` of :meth:`forward`, and double backward.
+
+    ``torch.jit.script`` compiles :class:`torch.nn.LSTM` with the same parameters, and leaves that in the place of this
+    layer in the model that it was given; :func:`fastrnn.convert` undoes this.
+
+    Examples::
+
+        >>> net = fastrnn.LSTM(10, 20, num_layers=2)
+        >>> x = torch.randn(5, 3, 10)
+        >>> h0, c0 = torch.randn(2, 3, 20), torch.randn(2, 3, 20)
+        >>> output, (h_n, c_n) = net(x, (h0, c0))
+        >>> output.shape
+        torch.Size([5, 3, 20])
+    """
+
+    stock_class = stock.LSTM
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: LSTMState | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[Tensor, LSTMState]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: LSTMState | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[Tensor, LSTMState, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: LSTMState | None = None,
+        *,
+        reset: Tensor | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[PackedSequence, LSTMState]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: LSTMState | None = None,
+        *,
+        reset: Tensor | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[PackedSequence, LSTMState, PackedSequence]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: LSTMState | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> Any:
+        r"""Compute all steps of all layers.
+
+        Args:
+            input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` for one sequence; or a
+                :class:`~torch.nn.utils.rnn.PackedSequence`.
+            hx: ``(h0, c0)``, each ``(num_layers*D, B, H)``, without ``B`` for one sequence (``h0`` with ``proj_size``
+                features where the layer has projections). None: zeros.
+            lengths: the valid steps of each row of a right-padded batch, integers ``(B,)`` on the CPU, in any order.
+                The results are those of packing; beyond a row's length the output is zero.
+            reset: bool, shaped like ``input`` without its features (``(T, B)``, or ``(B, T)`` with ``batch_first``, for
+                packed input too). True: a new sequence begins at that step of that row. Its state is zeroed before
+                the step; in the reverse direction nothing flows from that step to the one before it. No gradient
+                crosses it. In reinforcement learning this is ``episode_start``, the ``done`` of the step before.
+            return_cells: also return the last layer's cell states of all steps.
+
+        Returns:
+            ``output, (h_n, c_n)`` as :class:`torch.nn.LSTM` returns them and, with ``return_cells``, the cell states,
+            shaped and packed like ``output``.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.LSTM` raises them.
+            NotImplementedError: ``reset`` or ``return_cells`` together with ``proj_size``.
+
+        Examples::
+
+            >>> net = fastrnn.LSTM(10, 20, batch_first=True)
+            >>> x = torch.randn(3, 5, 10)
+            >>> output, (h_n, c_n) = net(x, lengths=[5, 2, 4])
+            >>> episode_start = torch.zeros(3, 5, dtype=torch.bool)
+            >>> episode_start[1, 2] = True
+            >>> output, state, cells = net(x, reset=episode_start, return_cells=True)
+            >>> cells.shape
+            torch.Size([3, 5, 20])
+        """
+        if isinstance(input, PROXY):
+            return self._node(input, hx, lengths=lengths, reset=reset, return_cells=return_cells)
+        return lstm(
+            *(input, hx, self._weights()),
+            **self._options(),
+            proj_size=self.proj_size,
+            lengths=lengths,
+            reset=reset,
+            return_cells=return_cells,
+        )
+
+
+class GRU(Layers, stock.GRU):
+    r"""A stack of gated recurrent unit layers: :class:`torch.nn.GRU`, faster, with the same parameters and results.
+
+    .. math::
+        r_t, z_t = \sigma(W x_t + b + U h_{t-1} + b'), \quad n_t = \tanh(W x_t + b + r_t \odot (U h_{t-1} + b'))
+
+        h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    where each gate has its own rows of :math:`W, U, b, b'`, in the order ``r, z, n`` (Cho et al. 2014, with the reset
+    gate after the product, as torch and cuDNN have it).
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in
+            :class:`torch.nn.GRU`, with its defaults, errors and warnings.
+
+    Attributes:
+        tape: as in :class:`LSTM`.
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], and the same with ``_reverse``: the parameters, as
+            in :class:`torch.nn.GRU`. State_dicts are interchangeable.
+
+    Dtypes, ``torch.jit.script`` and what is beyond torch.nn (``lengths``, ``reset``, double backward): see
+    :class:`LSTM`.
+
+    Examples::
+
+        >>> net = fastrnn.GRU(10, 20, bidirectional=True)
+        >>> output, h_n = net(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
+    """
+
+    stock_class = stock.GRU
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Lengths | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+    ) -> Any:
+        """Compute all steps of all layers.
+
+        Args:
+            input, lengths, reset: as in :meth:`LSTM.forward`.
+            hx: ``h0 (num_layers*D, B, H)``, without ``B`` for one sequence. None: zeros.
+
+        Returns:
+            ``output, h_n`` as :class:`torch.nn.GRU` returns them.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.GRU` raises them.
+
+        Examples::
+
+            >>> net = fastrnn.GRU(10, 20, batch_first=True)
+            >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
+        """
+        if isinstance(input, PROXY):
+            return self._node(input, hx, lengths=lengths, reset=reset)
+        return gru(input, hx, self._weights(), **self._options(), lengths=lengths, reset=reset)
+
+
+class RNN(Layers, stock.RNN):
+    r"""A stack of Elman layers: :class:`torch.nn.RNN`, faster, with the same parameters and results.
+
+    .. math::
+        h_t = \tanh(W x_t + b + U h_{t-1} + b')
+
+    or with :math:`\mathrm{ReLU}` in the place of :math:`\tanh` (Elman 1990).
+
+    Args:
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype: as
+            in :class:`torch.nn.RNN`, with its defaults, errors and warnings.
+
+    Attributes:
+        tape: as in :class:`LSTM`.
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], and the same with ``_reverse``: the parameters, as
+            in :class:`torch.nn.RNN`. State_dicts are interchangeable.
+
+    Dtypes, ``torch.jit.script`` and what is beyond torch.nn (``lengths``, ``reset``, double backward): see
+    :class:`LSTM`.
+
+    Examples::
+
+        >>> net = fastrnn.RNN(10, 20, num_layers=2, nonlinearity="relu")
+        >>> output, h_n = net(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    stock_class = stock.RNN
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Lengths | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+    ) -> Any:
+        """Compute all steps of all layers; arguments, results and errors are those of :meth:`GRU.forward`.
+
+        Examples::
+
+            >>> net = fastrnn.RNN(10, 20, batch_first=True)
+            >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
+        """
+        if isinstance(input, PROXY):
+            return self._node(input, hx, lengths=lengths, reset=reset)
+        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
+        options = self._options()
+        return rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **options, lengths=lengths, reset=reset)
+
+
+class LSTMCell(Fast, stock.LSTMCell):
+    r"""One step of an LSTM: :class:`torch.nn.LSTMCell`, faster, with the same parameters and results.
+
+    For a whole sequence :class:`LSTM` is much faster than a loop of steps.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`, with its defaults.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: the parameters, as in :class:`torch.nn.LSTMCell`.
+
+    Examples::
+
+        >>> cell = fastrnn.LSTMCell(10, 20)
+        >>> state = (torch.zeros(3, 20), torch.zeros(3, 20))
+        >>> for x in torch.randn(6, 3, 10):
+        ...     state = cell(x, state)
+        >>> state[0].shape
+        torch.Size([3, 20])
+    """
+
+    stock_class = stock.LSTMCell
+
+    def forward(self, input: Tensor, hx: LSTMState | None = None) -> LSTMState:
+        """Compute one step.
+
+        Args:
+            input: ``(B, I)``, or ``(I)`` for one sequence.
+            hx: ``(h, c)``, each ``(B, H)`` or ``(H)``. None: zeros.
+
+        Returns:
+            The next ``(h, c)``.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.LSTMCell` raises them.
+        """
+        if isinstance(input, PROXY):
+            return self._node(input, hx)  # type: ignore[no-any-return]
+        return lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+
+class GRUCell(Fast, stock.GRUCell):
+    r"""One step of a GRU: :class:`torch.nn.GRUCell`, faster, with the same parameters and results.
+
+    For a whole sequence :class:`GRU` is much faster than a loop of steps.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.GRUCell`, with its defaults.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: the parameters, as in :class:`torch.nn.GRUCell`.
+
+    Examples::
+
+        >>> cell = fastrnn.GRUCell(10, 20)
+        >>> h = torch.zeros(3, 20)
+        >>> for x in torch.randn(6, 3, 10):
+        ...     h = cell(x, h)
+    """
+
+    stock_class = stock.GRUCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Compute one step.
+
+        Args:
+            input: ``(B, I)``, or ``(I)`` for one sequence.
+            hx: ``h``, ``(B, H)`` or ``(H)``. None: zeros.
+
+        Returns:
+            The next ``h``.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.GRUCell` raises them.
+        """
+        if isinstance(input, PROXY):
+            return self._node(input, hx)  # type: ignore[no-any-return]
+        return gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+
+class RNNCell(Fast, stock.RNNCell):
+    r"""One step of an Elman network: :class:`torch.nn.RNNCell`, faster, with the same parameters and results.
+
+    For a whole sequence :class:`RNN` is much faster than a loop of steps.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as in :class:`torch.nn.RNNCell`, with its defaults.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: the parameters, as in :class:`torch.nn.RNNCell`.
+
+    Examples::
+
+        >>> cell = fastrnn.RNNCell(10, 20, nonlinearity="relu")
+        >>> h = torch.zeros(3, 20)
+        >>> for x in torch.randn(6, 3, 10):
+        ...     h = cell(x, h)
+    """
+
+    stock_class = stock.RNNCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Compute one step; arguments, results and errors are those of :meth:`GRUCell.forward`."""
+        if isinstance(input, PROXY):
+            return self._node(input, hx)  # type: ignore[no-any-return]
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")  # the constructor takes any, as torch.nn's
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return rnn_cell(input, hx, *weights, nonlinearity=self.nonlinearity)
+
+
+CLASSES = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)
