@@ -1,0 +1,196 @@
+"""Putting fastrnn's layers in the place of torch.nn's: in a model that exists, or in every one built from now on."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch.jit import ScriptModule
+from torch.nn import Module
+from torch.nn.modules import rnn as stock
+
+from fastrnn import _validate, nn
+
+__all__ = ["convert", "patch", "patched", "revert", "unpatch"]
+
+M = TypeVar("M", bound=Module)
+
+FAST: dict[type[Module], type[Module]] = {cls.stock_class: cls for cls in nn.CLASSES}
+STOCK: dict[type[Module], type[Module]] = {cls: cls.stock_class for cls in nn.CLASSES}
+
+# Where a library that says `nn.LSTM` finds it. Not torch.nn.modules.rnn, by which pickles name torch's own classes.
+NAMESPACES = (torch.nn, torch.nn.modules)
+
+
+def convert(model: M, *, tape: str | None = None) -> M:
+    """Turn every ``torch.nn`` RNN, LSTM, GRU and cell of a model into fastrnn's, in place.
+
+    Nothing but the class of these layers changes: parameters (the very same objects, so an optimizer goes on with
+    them), parametrizations, pruning, hooks, training flag, device, dtype and state_dict stay. Layers that already are
+    fastrnn's stay as they are, so it may be called again.
+
+    Left alone, and named in one :class:`UserWarning`, are layers that may compute something else: user subclasses of
+    torch.nn's classes (derive them from fastrnn's instead), layers whose ``forward`` was replaced, and layers that
+    ``torch.jit`` has compiled.
+
+    Tools that look for torch.nn's exact classes, such as ``torch.ao.quantization.quantize_dynamic``, need
+    :func:`revert` first.
+
+    Args:
+        model: a module, or a layer itself. Wrappers such as ``DistributedDataParallel`` are looked into.
+        tape: if given, set on every layer, those included that were fastrnn's before: ``"full"`` or ``"lean"``
+            (:class:`fastrnn.LSTM`).
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`torch.nn.Module`.
+        ValueError: there is no such ``tape``.
+
+    Examples::
+
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+        >>> fastrnn.convert(model)
+        Sequential(
+          (0): LSTM(10, 20)
+        )
+        >>> isinstance(model[0], fastrnn.LSTM)
+        True
+    """
+    if tape is not None:
+        _validate.tape(tape)
+    _, left = _swap(model, FAST)
+    _warn("convert", {name: module for name, module in left.items() if not isinstance(module, nn.Fast)})
+    if tape is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Layers):
+                module.tape = tape
+    return model
+
+
+def revert(model: M) -> M:
+    """Turn fastrnn's layers of a model into ``torch.nn``'s again, in place: the inverse of :func:`convert`.
+
+    User subclasses of fastrnn's classes, and layers whose ``forward`` was replaced, are left alone and named in one
+    :class:`UserWarning`.
+
+    Args:
+        model: a module, or a layer itself.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`torch.nn.Module`.
+
+    Examples::
+
+        >>> type(fastrnn.revert(fastrnn.GRU(10, 20)))
+        <class 'torch.nn.modules.rnn.GRU'>
+    """
+    swapped, left = _swap(model, STOCK)
+    for module in swapped:
+        module.__dict__.pop("tape", None)
+    _warn("revert", {name: module for name, module in left.items() if isinstance(module, nn.Fast)})
+    return model
+
+
+def patch() -> None:
+    """Make ``torch.nn.RNN``, ``LSTM``, ``GRU`` and the cells fastrnn's, for every model built from now on.
+
+    It is for libraries that build their layers as ``nn.LSTM(...)``. Names that a module took with
+    ``from torch.nn import LSTM`` before the call stay torch's: for those, and for layers that exist already, use
+    :func:`convert`. Calling it again does nothing more.
+
+    The names are the process's: other threads build fastrnn's layers too. While they are patched,
+    ``isinstance(layer, torch.nn.LSTM)`` is true of fastrnn's layers as ever, but not of torch's own.
+    Pickles are not affected: each layer is pickled under its own class.
+
+    Examples::
+
+        >>> fastrnn.patch()
+        >>> torch.nn.LSTM is fastrnn.LSTM
+        True
+        >>> fastrnn.unpatch()
+    """
+    for namespace in NAMESPACES:
+        for cls in nn.CLASSES:
+            setattr(namespace, cls.__name__, cls)
+
+
+def unpatch() -> None:
+    """Give ``torch.nn``'s names back to torch's own classes, however often :func:`patch` was called."""
+    for namespace in NAMESPACES:
+        for cls in nn.CLASSES:
+            setattr(namespace, cls.__name__, cls.stock_class)
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """A block in which ``torch.nn``'s names are patched as by :func:`patch`; afterwards they are what they were before.
+
+    Blocks may be nested. Also a decorator: ``@fastrnn.patched()``.
+
+    Examples::
+
+        >>> with fastrnn.patched():
+        ...     model = torch.nn.Sequential(torch.nn.GRU(10, 20))
+        >>> type(model[0])
+        <class 'fastrnn.nn.GRU'>
+    """
+    names = [cls.__name__ for cls in nn.CLASSES]
+    before = [(namespace, name, getattr(namespace, name)) for namespace in NAMESPACES for name in names]
+    patch()
+    try:
+        yield
+    finally:
+        for namespace, name, cls in before:
+            setattr(namespace, name, cls)
+
+
+def recurrent_layers(model: Module) -> dict[str, Module]:
+    """Every recurrent layer and cell of a model by name: torch.nn's, fastrnn's, subclasses and scripted ones."""
+    if not isinstance(model, Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    kinds, names = (stock.RNNBase, stock.RNNCellBase), {cls.__name__ for cls in nn.CLASSES}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or (isinstance(module, ScriptModule) and module.original_name in names)
+    }
+
+
+def why_left(module: Module) -> str | None:
+    """Why a recurrent layer cannot be swapped, or None where it can."""
+    if isinstance(module, ScriptModule):
+        return "compiled by torch.jit"
+    cls = nn.layer_class(type(module))
+    if cls not in FAST and cls not in STOCK:
+        base = next(base for base in cls.__mro__ if base.__module__ in (nn.__name__, stock.__name__))
+        package = "fastrnn" if issubclass(base, nn.Fast) else "torch.nn"
+        return f"a subclass of {package}.{base.__name__}"
+    return "its forward was replaced" if nn.has_own_forward(module) else None
+
+
+def _swap(model: Module, table: Mapping[type[Module], type[Module]]) -> tuple[list[Module], dict[str, Module]]:
+    """Change the classes of a model's layers by ``table``; those changed, and by name those that cannot be."""
+    swapped, left = [], {}
+    for name, module in recurrent_layers(model).items():
+        cls = nn.layer_class(type(module))
+        if why_left(module) is not None:
+            left[name] = module
+        elif cls in table:
+            module.__class__ = nn.rebase(type(module), table[cls])
+            swapped.append(module)
+    return swapped, left
+
+
+def _warn(caller: str, left: Mapping[str, Module]) -> None:
+    if left:
+        each = (
+            f"{name or 'the model'} ({type(module).__module__}.{type(module).__qualname__}, {why_left(module)})"
+            for name, module in left.items()
+        )
+        warnings.warn(f"fastrnn.{caller} left alone: {'; '.join(each)}", UserWarning, stacklevel=3)
