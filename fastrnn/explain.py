@@ -1,0 +1,210 @@
+"""Which engine computes each recurrent layer of a model, by which kernel, and why."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules import rnn as stock
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _C, functional, nn
+from fastrnn._validate import Stack
+from fastrnn.convert import recurrent_layers, why_left
+from fastrnn.engine import Plan
+
+__all__ = ["Explanation", "LayerExplanation", "explain"]
+
+
+@dataclass(frozen=True)
+class LayerExplanation:
+    """Who computes one layer.
+
+    Attributes:
+        name: where it is in the model, as in ``model.named_modules()``.
+        layer: its class.
+        engine, kernel, reason: as in :class:`fastrnn.engine.Plan`.
+    """
+
+    name: str
+    layer: str
+    engine: str
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Who computes the recurrent layers of a model; prints as a table.
+
+    Attributes:
+        layers: one entry per layer; more where the calls of one layer were planned differently.
+    """
+
+    layers: tuple[LayerExplanation, ...]
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no recurrent layers"
+        return table([[field.name for field in fields(LayerExplanation)], *map(astuple, self.layers)])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
+    """Tell which engine computes each recurrent layer of a model, by which kernel, and why.
+
+    The model is run once on ``inputs`` without gradients, and each layer's plan is made from what the layer was given:
+    the same decision as in any other call. Random number generators, buffers, modes, hooks and gradients are left as
+    they were. Without inputs the layers are explained from their parameters: device and dtype, and no kernel in detail.
+
+    Args:
+        model: a module, or a layer itself. Layers of torch.nn in it are listed, with the reason why they are torch's.
+        inputs, kwargs: what to call it with.
+
+    Returns:
+        An :class:`Explanation`; print it.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`torch.nn.Module`.
+
+    Examples::
+
+        >>> explanation = fastrnn.explain(fastrnn.LSTM(10, 20), torch.randn(5, 3, 10))
+        >>> explanation.layers[0].engine
+        'cpu'
+        >>> print(fastrnn.explain(torch.nn.Sequential(torch.nn.GRU(10, 20))))
+        name  layer         engine  kernel              reason
+        ----  ------------  ------  ------------------  ----------------------------------------------
+        0     torch.nn.GRU  torch   torch.nn's own gru  not converted: fastrnn.convert(model) takes it
+    """
+    layers = recurrent_layers(model)
+    seen: dict[str, list[Plan]] = {name: [] for name in layers}
+
+    def observe(name: str, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        plan = _plan(layer, *args, **kwargs)
+        if plan not in seen[name]:
+            seen[name].append(plan)
+
+    called = bool(inputs or kwargs)
+    if called:
+        with _undisturbed(model, inputs), ExitStack() as hooks:
+            for name, layer in layers.items():
+                if isinstance(layer, nn.Fast) and not nn.has_own_forward(layer):
+                    handle = layer.register_forward_hook(partial(observe, name), with_kwargs=True)
+                    hooks.callback(handle.remove)
+            model(*inputs, **kwargs)
+    return Explanation(
+        tuple(
+            LayerExplanation(name, _class_name(layer), plan.engine, plan.kernel, plan.reason)
+            for name, layer in layers.items()
+            for plan in seen[name] or [_plan_by_parameters(layer, called)]
+        )
+    )
+
+
+def _class_name(layer: Module) -> str:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return f"scripted {layer.original_name}"
+    cls = nn.layer_class(type(layer))
+    package = {nn.__name__: "fastrnn", stock.__name__: "torch.nn"}.get(cls.__module__, cls.__module__)
+    return f"{package}.{cls.__qualname__}"
+
+
+def _stack(layer: Any) -> tuple[Stack, list[Tensor]]:
+    """What the functional forms make of a layer of fastrnn's or torch.nn's classes; a cell is a stack of one layer."""
+    if isinstance(layer, stock.RNNBase):
+        params = [getattr(layer, name) for name in layer._flat_weights_names]
+        batch_first = layer.batch_first
+        rest = (layer.bias, layer.num_layers, layer.dropout, layer.training, layer.bidirectional, batch_first)
+        return Stack(layer.mode.lower(), *rest, proj_size=layer.proj_size), params
+    cell = {"LSTMCell": "lstm", "GRUCell": "gru"}
+    named = [cell[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in cell]
+    params = [layer.weight_ih, layer.weight_hh]
+    return Stack(named[0] if named else f"rnn_{layer.nonlinearity}", bias=layer.bias), params
+
+
+def _plan_by_parameters(layer: Module, called: bool) -> Plan:
+    """The plan of a layer whose inputs are not known."""
+    why = why_left(layer)
+    if isinstance(layer, torch.jit.ScriptModule):
+        return Plan("torch", "TorchScript", f"not converted: {why}")
+    stack, params = _stack(layer)
+    if isinstance(layer, nn.Fast):
+        plan = functional.plan_stack(stack, params[0], params, None, False)
+        doubt = f"{why}, so by its parameters alone" if why else "not called with these inputs" if called else None
+        return plan if doubt is None else replace(plan, reason=f"{plan.reason} ({doubt})")
+    kernel = "a forward of its own" if nn.has_own_forward(layer) else f"torch.nn's own {stack.cell}"
+    return Plan("torch", kernel, f"not converted: {why or 'fastrnn.convert(model) takes it'}")
+
+
+def _plan(
+    layer: Module,
+    input: Tensor | PackedSequence,
+    hx: object = None,
+    *,
+    lengths: object = None,
+    reset: Tensor | None = None,
+    return_cells: bool = False,
+) -> Plan:
+    """The plan of a call of one of fastrnn's layers, with the kernel in detail."""
+    stack, params = _stack(layer)
+    packed = isinstance(input, PackedSequence)
+    x: Tensor = input.data if isinstance(input, PackedSequence) else input
+    plan = functional.plan_stack(stack, x, params, reset, return_cells)
+    if plan.engine != "cpu" or x.is_meta:
+        return plan
+    is_cell = isinstance(layer, stock.RNNCellBase)
+    if isinstance(input, PackedSequence):
+        steps, batch = input.batch_sizes.shape[0], int(input.batch_sizes[0])
+    elif is_cell:
+        steps, batch = 1, x.shape[0] if x.dim() == 2 else 1
+    elif x.dim() == 2:
+        steps, batch = x.shape[0], 1
+    else:
+        steps, batch = x.shape[:2][:: -1 if stack.batch_first else 1]
+    # Under autocast the engine computes in another dtype than the input's.
+    dtype = functional._autocast(stack.cell, packed or is_cell, x[:0], (), [params[0][:0]])[0].dtype
+    hidden, threads = params[1].shape[1], torch.get_num_threads()
+    kernels = [
+        _C.cpu_plan(stack.cell, steps, batch, features, hidden, stack.directions, str(dtype)[6:], threads)
+        for features in (x.shape[-1], *[hidden * stack.directions] * (stack.num_layers - 1))
+    ]
+    return replace(plan, kernel="; then ".join(dict.fromkeys(kernels)))
+
+
+@contextmanager
+def _undisturbed(model: Module, inputs: Sequence[object]) -> Iterator[None]:
+    """Run a model for its plans only: without gradients or a compiler, and leaving random numbers and buffers alone."""
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    tensors = [*model.parameters(), *model.buffers(), *(i for i in inputs if isinstance(i, Tensor))]
+    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in {device.type for device in devices} or {"cpu"}:
+            stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == kind], device_type=kind))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            for module, name, buffer, value in buffers:
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
