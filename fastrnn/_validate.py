@@ -216,6 +216,13 @@ def cell_sizes(cell: str, x: Tensor, state: tuple[Tensor, ...], params: Sequence
     _same_device_and_dtype(x, state, params)
 
 
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast acts on a type of device, which may be one that has no autocast."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _same_device_and_dtype(x: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]) -> None:
     weight = params[0]
     if x.device != weight.device:
@@ -223,7 +230,7 @@ def _same_device_and_dtype(x: Tensor, state: tuple[Tensor, ...], params: Sequenc
             f"Input and parameter tensors are not at the same device, found input tensor at {x.device} and parameter "
             f"tensor at {weight.device}"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_enabled(x.device.type)
     if x.dtype != weight.dtype and not autocast:
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "

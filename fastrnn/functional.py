@@ -387,7 +387,7 @@ def _autocast(
     dtype of the results.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not _validate.autocast_enabled(device):
         return x, state, params, None
     dtype, result = torch.get_autocast_dtype(device), None
     if cell == "gru" or (cell == "lstm" and by_steps):
