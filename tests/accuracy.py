@@ -1,0 +1,80 @@
+"""The rule by which every test judges numbers: :mod:`fastrnn._accuracy`, for tensors by name."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn._accuracy import allowed, error
+
+Named = Mapping[str, Tensor]
+
+
+def assert_accurate(ours: Named, torchs: Named, truth: Named) -> None:
+    """Fail unless ``ours`` is as near to ``truth`` (float64) as ``torchs``, torch's results in the same dtype, let it be.
+
+    Names that begin with ``d`` are gradients, which may be off a little more.
+    """
+    assert ours.keys() == torchs.keys() == truth.keys()
+    wrong = []
+    for name, true in truth.items():
+        result, theirs = ours[name].detach(), torchs[name].detach()
+        assert (result.shape, result.dtype) == (theirs.shape, theirs.dtype), name
+        assert theirs.shape == true.shape, name
+        off, limit = error(result, true.detach()), allowed(theirs, true.detach(), gradient=name.startswith("d"))
+        if not off <= limit:
+            wrong.append(
+                f"{name} is off by {off:.2e}, torch by {error(theirs, true.detach()):.2e}: allowed {limit:.2e}"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+def assert_same(ours: Named, theirs: Named) -> None:
+    """Fail unless the tensors are equal to the last bit."""
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, different
+
+
+def flatten(output: object) -> list[Tensor]:
+    """The tensors of a layer's output, in order: y, h_n, c_n, cells."""
+    if isinstance(output, PackedSequence):
+        return [output.data]
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output for tensor in flatten(part)]
+
+
+def run(module: nn.Module, *inputs: object, **kwargs: object) -> dict[str, Tensor]:
+    """Outputs of a module, and gradients for all of its parameters and inputs from a fixed upstream gradient."""
+    leaves: dict[str, Tensor] = {}
+
+    def leaf(name: str, value: object) -> object:
+        if isinstance(value, PackedSequence):
+            return value._replace(data=leaf(name, value.data))
+        if isinstance(value, tuple):
+            return tuple(leaf(f"{name}{i}", v) for i, v in enumerate(value))
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = leaves[f"d{name}"] = value.detach().requires_grad_()
+        return value
+
+    inputs = tuple(leaf(name, value) for name, value in zip(("x", "hx"), inputs, strict=False))
+    leaves |= {f"d{name}": parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    outputs = dict(zip(("y", "h_n", "c_n", "cells"), flatten(module(*inputs, **kwargs)), strict=False))
+    if isinstance(module, nn.RNNCellBase):
+        outputs = dict(zip(("h", "c"), outputs.values(), strict=False))
+    generator = torch.Generator().manual_seed(1)
+    # Drawn alike for every dtype, and short enough to be exact in each.
+    upstream = [torch.randint(-8, 9, t.shape, generator=generator).to(t.dtype) / 8 for t in outputs.values()]
+    gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), upstream)
+    return outputs | dict(zip(leaves, gradients, strict=True))
+
+
+def in_float64(value: object) -> object:
+    """Inputs, however nested, in float64."""
+    if isinstance(value, PackedSequence):
+        return value._replace(data=value.data.double())
+    if isinstance(value, tuple):
+        return tuple(map(in_float64, value))
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
