@@ -356,10 +356,11 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
   const int64_t D = call.directions, B = call.B, H = call.H;
   const bool has_c = cpu::has_c(call.cell);
 
-  const auto all_steps = [&](ScalarType dtype) {
-    const Sizes sizes = call.rows_of(D * H);
-    return call.padded ? torch::stable::new_zeros(x, sizes, dtype) : torch::stable::new_empty(x, sizes, dtype);
+  // No output holds memory that nobody wrote: where padding leaves rows out, they are zero.
+  const auto allocate = [&](const Sizes& sizes, ScalarType dtype, bool whole) {
+    return whole ? torch::stable::new_empty(x, sizes, dtype) : torch::stable::new_zeros(x, sizes, dtype);
   };
+  const auto all_steps = [&](ScalarType dtype) { return allocate(call.rows_of(D * H), dtype, !call.padded); };
   const Tensor y = all_steps(storage), h_n = pass.tensor({D, B, H}), c_n = pass.tensor({has_c ? D : 0, B, H});
   Tensor cells = empty_result(x, compute), tape = cells;
   layer.y = call.rows(y, static_cast<char*>(y.mutable_data_ptr()), layer.x.item);
@@ -370,8 +371,8 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
   const int64_t chunks = (call.T + cpu::kLeanChunk - 1) / cpu::kLeanChunk;
   const bool gates_kept = tape_kind == Tape::kFull && cpu::gate_count(call.cell) > 1;
   const bool borders_kept = tape_kind == Tape::kLean && has_c;
-  if (gates_kept) tape = torch::stable::new_empty(x, Sizes{D, call.N, pass.width * H}, compute);
-  if (borders_kept) tape = torch::stable::new_empty(x, Sizes{D, chunks, B, H}, compute);
+  if (gates_kept) tape = allocate({D, call.N, pass.width * H}, compute, !call.padded);
+  if (borders_kept) tape = allocate({D, chunks, B, H}, compute, false);
   if (!gates_kept && !borders_kept) tape = empty_result(x, compute);
   for (int64_t d = 0; d < D; ++d) {
     cpu::Direction<C>& dir = layer.dir[d];

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import _C
 
+FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -46,12 +46,14 @@ def plan(cell: str, x: Tensor, weights: list[Tensor], *, beyond_torch: str | Non
     """
     why = _why_not_cpu(x, weights, proj_size)
     if why is None:
-        return Plan("cpu", f"C++, {_C.cpu_isa()}", "a CPU tensor of a dtype that the C++ engine takes")
-    if beyond_torch is None:
+        return Plan("cpu", "C++", "a CPU tensor of a dtype that the C++ engine takes")
+    if beyond_torch is None and why is not FORWARD_MODE:
         return Plan("torch", f"torch.nn's own {cell}", why)
     if proj_size:
-        raise NotImplementedError(f"fastrnn: {beyond_torch}= is not supported together with proj_size")
-    return Plan("reference", "torch operations, one step at a time", f"{why}, and torch's layers have no {beyond_torch}=")
+        with_what = f"{beyond_torch}=" if beyond_torch is not None else "forward-mode differentiation"
+        raise NotImplementedError(f"fastrnn: {with_what} is not supported together with proj_size")
+    also = "" if beyond_torch is None else f", and torch's layers have no {beyond_torch}="
+    return Plan("reference", "torch operations, one step at a time", f"{why}{also}")
 
 
 def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None:
@@ -67,5 +69,5 @@ def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None
     if torch.jit.is_tracing():
         return "torch.jit.trace records torch's own operators"
     if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is not in the C++ engine"
+        return FORWARD_MODE
     return None
