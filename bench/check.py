@@ -1,8 +1,7 @@
 """The same numbers, or nothing is timed: outputs and gradients against a float64 reference.
 
-The yardstick is torch.nn in the same dtype: what a contestant computes may be off from the float64 reference by no more
-than twice what torch.nn's own result is (three times for gradients), plus a floor of one rounding unit of the dtype. An
-error is the largest absolute difference over the largest absolute value of the reference.
+What a contestant computes is judged as the tests judge it (:mod:`fastrnn._accuracy`): by how far torch.nn itself is off
+from the reference in the same dtype.
 """
 
 from collections.abc import Mapping
@@ -12,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contestants import CellLoop
-
-FORWARD = 2.0
-GRADIENT = 3.0
+from fastrnn._accuracy import allowed, error
 
 
 class MismatchError(Exception):
@@ -29,15 +26,8 @@ class Computed:
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
-def error(result: Tensor, reference: Tensor) -> float:
-    """Largest absolute difference, relative to the reference's largest value; NaN counts as infinite."""
-    scale = reference.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    off = (result.double() - reference).abs().max() / scale
-    return float(off.nan_to_num(nan=torch.inf))
-
-
 def compare(name: str, ours: Computed, theirs: Computed, reference: Computed) -> float:
-    """Compare what a contestant computed with what torch.nn did, by the rule above.
+    """Compare what a contestant computed with what torch.nn did.
 
     Args:
         name: the contestant, for the message.
@@ -46,14 +36,14 @@ def compare(name: str, ours: Computed, theirs: Computed, reference: Computed) ->
         reference: the same in float64.
 
     Returns:
-        The contestant's largest error, as a multiple of torch.nn's own error and the floor.
+        The contestant's largest error, as a multiple of torch.nn's own error and a rounding unit.
 
     Raises:
         MismatchError: a tensor is further off than the rule allows, or has another dtype or shape.
     """
     return max(
-        _compare(name, ours.outputs, theirs.outputs, reference.outputs, FORWARD, ""),
-        _compare(name, ours.gradients, theirs.gradients, reference.gradients, GRADIENT, "the gradient of "),
+        _compare(name, ours.outputs, theirs.outputs, reference.outputs, gradient=False),
+        _compare(name, ours.gradients, theirs.gradients, reference.gradients, gradient=True),
     )
 
 
@@ -84,9 +74,9 @@ def _compare(
     ours: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
-    factor: float,
-    what: str,
+    gradient: bool,
 ) -> float:
+    what = "the gradient of " if gradient else ""
     if ours.keys() != theirs.keys():
         raise MismatchError(f"{name} gives {what}{sorted(ours)}, torch.nn {sorted(theirs)}")
     largest = 0.0
@@ -97,14 +87,13 @@ def _compare(
                 f"{name}: {what}{key} is {mine.dtype} {tuple(mine.shape)}, "
                 f"torch.nn's {torchs.dtype} {tuple(torchs.shape)}"
             )
-        off, torchs_off, floor = error(mine, truth), error(torchs, truth), torch.finfo(mine.dtype).eps
-        allowed = factor * torchs_off + floor
-        if not off <= allowed:  # also where it is NaN
+        off, torchs_off, limit = error(mine, truth), error(torchs, truth), allowed(torchs, truth, gradient)
+        if off > limit:
             raise MismatchError(
                 f"{name}: {what}{key} is off by {off:.1e} from the float64 reference and torch.nn's by "
-                f"{torchs_off:.1e}; {allowed:.1e} is allowed"
+                f"{torchs_off:.1e}; {limit:.1e} is allowed"
             )
-        largest = max(largest, off / (torchs_off + floor))
+        largest = max(largest, off / (torchs_off + torch.finfo(mine.dtype).eps))
     return largest
 
 

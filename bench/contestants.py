@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import fastrnn
 from bench.grid import Shape
 from bench.results import BASELINE
 
@@ -65,8 +66,6 @@ class CellLoop(nn.Module):
 
 def fastrnn_stack(stack: nn.RNNBase) -> nn.Module:
     """The same stack of fastrnn, made as a user would: constructor and state_dict."""
-    import fastrnn
-
     options = {"nonlinearity": stack.nonlinearity} if isinstance(stack, nn.RNN) else {}
     make: Callable[..., nn.RNNBase] = getattr(fastrnn, type(stack).__name__)
     made = make(

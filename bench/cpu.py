@@ -13,7 +13,7 @@ from bench.grid import Shape
 from bench.results import BASELINE, Case, Provenance, Row
 
 MODES = ("inference", "training")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def layers_table(rows: Sequence[Row]) -> Table:
     table.add_column("shape", no_wrap=True)
     for name in names:
         for mode in modes:
-            table.add_column(f"{name}\n{mode}", justify="right")
+            table.add_column(f"{name}\n{mode}", justify="right", no_wrap=True)
     by_layer: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_layer.setdefault((row.case.cell, str(row.case.shape)), {})[row.case.mode] = row
@@ -35,5 +35,5 @@ def _ratio(row: Row | None, name: str) -> str:
         return ""
     ours, theirs = row.times[name], row.times[BASELINE]
     colour = "green" if row.speedup[name] >= 1 else "red"
-    spread = f"[dim]({theirs.p20 / ours.p80:.2f} to {theirs.p80 / ours.p20:.2f})[/dim]"
+    spread = f"[dim]({theirs.p20 / ours.p80:.2f}–{theirs.p80 / ours.p20:.2f})[/dim]"
     return f"[{colour}]{row.speedup[name]:.2f}[/{colour}] {spread}"

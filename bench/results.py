@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+import fastrnn
 from bench.grid import Shape
 from bench.timing import Times
 
@@ -69,14 +70,11 @@ class Provenance:
     @classmethod
     def here_and_now(cls) -> "Provenance":
         """Of this process."""
-        import fastrnn
-        from fastrnn import _ops
-
         return cls(
             torch=torch.__version__,
             fastrnn=fastrnn.__version__,
             python=platform.python_version(),
-            isa=_ops.cpu_isa(),
+            isa=fastrnn._ops.cpu_isa(),
             cpu=_cpu_model(),
             revision=_revision(),
             timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -228,9 +228,9 @@ def test_compare_uses_the_error_of_torch_as_its_yardstick() -> None:
 
         return compare("fastrnn", computed((truth + by).float()), computed(theirs), computed(truth))
 
-    assert off(3.9e-5, False) == pytest.approx(1.94, abs=0.02)
-    with pytest.raises(MismatchError, match=r"x is off by 2\.1e-05"):
-        off(4.2e-5, False)
+    assert off(3.9e-5, False) == pytest.approx(1.93, abs=0.03)
+    with pytest.raises(MismatchError, match=r"x is off by 2\.2e-05"):
+        off(4.4e-5, False)
     off(5.9e-5, True)
     for wrong in (6.4e-5, torch.nan):
         with pytest.raises(MismatchError, match="gradient of x"):
@@ -291,8 +291,9 @@ def test_layers_that_differ_are_not_timed(
     assert results.read(out) == []
 
 
-def test_bfloat16_layers_are_checked_by_the_same_rule() -> None:
-    plan = cpu.Plan(["gru"], [grid.Shape(2, 3, 4, 5)], "bfloat16", ["torch.nn", "torch.nn cell loop"], 0.01)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_dtypes_are_checked_by_the_same_rule(dtype: str) -> None:
+    plan = cpu.Plan(["gru"], [grid.Shape(2, 3, 4, 5)], dtype, ["torch.nn", "fastrnn"], 0.01)
     rows = list(cpu.measure("gru", plan.shapes[0], plan))
     assert [row.case.mode for row in rows] == ["inference", "training"]
 

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+import fastrnn
 from bench import corpus, plot, results
 from bench.arguments import positive_float, positive_int
 from bench.check import Computed, MismatchError, compare
@@ -71,8 +72,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
         CorpusError: the text cannot be used.
         MismatchError: the first update is not the same.
     """
-    import fastrnn
-
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     text = corpus.load(options.text)
