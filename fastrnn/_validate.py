@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,14 +75,7 @@ def hidden(name: str, hx: object, batched: bool, packed: bool) -> tuple[Tensor, 
     """``hx`` as a tuple of ``(num_layers*D, B, H)`` tensors: two for an LSTM, one otherwise, none where it is None."""
     if hx is None:
         return ()
-    if name == "LSTM":
-        if isinstance(hx, Tensor) or not isinstance(hx, Sequence):
-            raise RuntimeError(f"{name}: Expected hx to be a tuple of two tensors, got {type(hx).__name__}")
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
-        state = tuple(hx)
-    else:
-        state = (hx,)
+    state: tuple[Any, ...] = _two(name, hx, stacked=not batched) if name == "LSTM" else (hx,)
     for s in state:
         if not isinstance(s, Tensor):
             raise TypeError(f"{name}: Expected hx to be Tensor, got {type(s).__name__}")
@@ -99,19 +93,27 @@ def hidden(name: str, hx: object, batched: bool, packed: bool) -> tuple[Tensor, 
     return state if batched else tuple(s.unsqueeze(1) for s in state)
 
 
+def _two(name: str, hx: object, stacked: bool) -> tuple[Tensor, Tensor]:
+    """An LSTM's ``hx`` as a tuple; one tensor of both where torch.nn takes that (``stacked``)."""
+    if not isinstance(hx, tuple | list) and not (stacked and isinstance(hx, Tensor)):
+        raise TypeError(f"{name}: Expected hx to be a tuple of two tensors, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{name.lower().replace('cell', '_cell')} expects two hidden states")
+    return hx[0], hx[1]
+
+
 def sizes(
     stack: Stack, x: Tensor, batch_sizes: Tensor | None, state: tuple[Tensor, ...], params: Sequence[Tensor]
 ) -> None:
     """Devices, dtypes and sizes of input (time-major or packed), state and parameters."""
     dims = 3 if batch_sizes is None else 2
     w_ih, w_hh = params[0], params[1]
-    _same_device_and_dtype(x, state, params)
+    packed_lstm = stack.cell == "lstm" and batch_sizes is not None
+    _same_device_and_dtype(x, state, params, RuntimeError if packed_lstm else ValueError)
     if x.dim() != dims:
         raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
     if x.shape[-1] != w_ih.shape[1]:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {w_ih.shape[1]}, got {x.shape[-1]}"
-        )
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.shape[1]}, got {x.shape[-1]}")
     if x.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if not state:
@@ -160,9 +162,7 @@ def no_lengths_when_packed(given: object) -> None:
         raise ValueError("lengths: expected None with a PackedSequence, which has its own")
 
 
-def reset(
-    given: Tensor, steps: int, batch: int, batched: bool, batch_first: bool, device: torch.device
-) -> Tensor:
+def reset(given: Tensor, steps: int, batch: int, batched: bool, batch_first: bool, device: torch.device) -> Tensor:
     """``reset=`` as a bool tensor ``(T, B)`` from the caller's layout."""
     if not isinstance(given, Tensor):
         raise TypeError(f"reset: expected a Tensor, got {type(given).__name__}")
@@ -187,11 +187,9 @@ def cell_dims(name: str, input: Tensor, hx: object) -> None:
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is None:
         return
+    named: list[tuple[str, Any]]
     if name == "LSTMCell":
-        if isinstance(hx, Tensor) or not isinstance(hx, Sequence) or len(hx) != 2:
-            got = f"{len(hx)} of them" if isinstance(hx, tuple | list) else type(hx).__name__
-            raise RuntimeError(f"{name}: Expected hx to be a tuple of two tensors, got {got}")
-        named = [(f"hx[{i}]", s) for i, s in enumerate(hx)]
+        named = [(f"hx[{i}]", s) for i, s in enumerate(_two(name, hx, stacked=input.dim() == 1))]
     else:
         named = [("hidden", hx)]
     for which, s in named:
@@ -207,13 +205,12 @@ def cell_sizes(cell: str, x: Tensor, state: tuple[Tensor, ...], params: Sequence
     if x.shape[1] != w_ih.shape[1]:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {w_ih.shape[1]}")
     for i, s in enumerate(state):
-        if s.dim() != 2 or s.shape[0] != x.shape[0]:
+        if s.shape[0] != x.shape[0]:
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
-        if s.shape[1] != w_hh.shape[1]:
-            raise RuntimeError(
-                f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {w_hh.shape[1]}"
-            )
-    _same_device_and_dtype(x, state, params)
+        if s.dim() != 2 or s.shape[1] != w_hh.shape[1]:
+            got = s.shape[1 if s.dim() > 1 else 0]
+            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {got}, expected {w_hh.shape[1]}")
+    _same_device_and_dtype(x, state, params, RuntimeError)
 
 
 def autocast_enabled(device: str) -> bool:
@@ -223,7 +220,9 @@ def autocast_enabled(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _same_device_and_dtype(x: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]) -> None:
+def _same_device_and_dtype(
+    x: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor], wrong_dtype: type[Exception]
+) -> None:
     weight = params[0]
     if x.device != weight.device:
         raise RuntimeError(
@@ -232,7 +231,7 @@ def _same_device_and_dtype(x: Tensor, state: tuple[Tensor, ...], params: Sequenc
         )
     autocast = autocast_enabled(x.device.type)
     if x.dtype != weight.dtype and not autocast:
-        raise ValueError(
+        raise wrong_dtype(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
             f"input.to({weight.dtype}), or convert model: model.to({x.dtype})"
         )
@@ -244,7 +243,9 @@ def _same_device_and_dtype(x: Tensor, state: tuple[Tensor, ...], params: Sequenc
             )
         if s.dtype != x.dtype and not autocast:
             raise RuntimeError(f"Expected hidden dtype {x.dtype}, got {s.dtype}")
-    for p in params:
+    for i, p in enumerate(params):
+        if p is None:
+            raise TypeError(f"expected Tensor as element {i} in argument 2, but got NoneType")
         if p.device != weight.device or p.dtype != weight.dtype:
             raise RuntimeError(
                 f"Expected every parameter to be {weight.dtype} on {weight.device}, got {p.dtype} on {p.device}"

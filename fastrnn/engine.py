@@ -1,11 +1,11 @@
-"""Which engine computes a layer, and why: the one decision that :mod:`fastrnn.functional` follows and ``explain`` shows."""
+"""Which engine computes a layer, and why: one decision, which :mod:`fastrnn.functional` follows and ``explain`` shows."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
+from torch.jit._trace import is_tracing
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -16,8 +16,8 @@ class Plan:
     """The outcome of :func:`plan`.
 
     Attributes:
-        engine: ``"cpu"`` (the C++ engine), ``"torch"`` (torch's own layers) or ``"reference"`` (torch operations, a step
-            at a time: right, and slow).
+        engine: ``"cpu"`` (the C++ engine), ``"torch"`` (torch's own layers) or ``"reference"`` (torch operations, a
+            step at a time: right, and slow).
         kernel: what runs there, e.g. ``"avx512, units split over 2 threads"``.
         reason: why this one, in words.
     """
@@ -66,7 +66,7 @@ def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None
         return f"the C++ engine takes float32, float64, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     if torch.compiler.is_compiling():
         return None
-    if torch.jit.is_tracing():
+    if is_tracing():
         return "torch.jit.trace records torch's own operators"
     if forward_ad._current_level >= 0:
         return FORWARD_MODE

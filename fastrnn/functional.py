@@ -5,10 +5,10 @@ to an engine (:mod:`fastrnn.engine`). The modules of :mod:`fastrnn.nn` are these
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -204,9 +204,7 @@ class _Batch(NamedTuple):
     reset: Tensor | None
 
 
-def plan_stack(
-    stack: Stack, x: Tensor, params: Sequence[Tensor], reset: Tensor | None, return_cells: bool
-) -> Plan:
+def plan_stack(stack: Stack, x: Tensor, params: Sequence[Tensor], reset: Tensor | None, return_cells: bool) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
     return plan(stack.cell, x, list(params), beyond_torch=beyond_torch, proj_size=stack.proj_size)
@@ -225,9 +223,13 @@ def _stack(
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
-    if packed:
+    batch_sizes: Tensor | None
+    order: Tensor | None
+    unorder: Tensor | None
+    if isinstance(input, PackedSequence):
         x, batch_sizes, order, unorder = input
-        lengths_ = _validate.no_lengths_when_packed(lengths)
+        _validate.no_lengths_when_packed(lengths)
+        lengths_ = None
     else:
         x, batch_sizes, order, unorder = input, None, None, None
         _validate.input_dim(name, x)
@@ -285,9 +287,7 @@ def _layers(
     finals: list[tuple[Tensor, ...]] = []
     cells: Tensor | None = None
     for k in range(stack.num_layers):
-        h0, c0 = (
-            state[i][k * directions : (k + 1) * directions] if i < len(state) else None for i in (0, 1)
-        )
+        h0, c0 = (state[i][k * directions : (k + 1) * directions] if i < len(state) else None for i in (0, 1))
         last = k == stack.num_layers - 1
         weights = stack.layer_params(params, k)
         if chosen.engine == "reference":
@@ -319,13 +319,13 @@ def _torch_layers(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """The stack on torch's own engine, which takes lengths as packing."""
     x, batch_sizes, lengths, _ = sequences
-    steps, unorder = x.shape[0], None
+    steps, order, unorder = x.shape[0], None, None
     if lengths is not None:
-        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        x, batch_sizes, order, unorder = packed
+        x, batch_sizes, order, unorder = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
     if not state:
-        batch = x.shape[1] if batch_sizes is None else batch_sizes[0]  # a tensor: a traced graph must not fix it
+        batch: Any = x.shape[1] if batch_sizes is None else batch_sizes[0]  # no int, which a trace would keep
         hidden = params[1].shape[1]
         sizes = (stack.proj_size or hidden, params[0].shape[0] // 4)[: 2 if CELLS[stack.cell].has_c else 1]
         state = tuple(x.new_zeros(stack.num_layers * stack.directions, batch, size) for size in sizes)
@@ -356,9 +356,13 @@ def _step(
     _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
-    state = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    state = () if hx is None else tuple(hx) if CELLS[cell].has_c else (hx,)
     if not batched:
         state = tuple(s.unsqueeze(0) for s in state)
+    if b_ih is None and b_hh is not None:  # torch.nn's cells take one without the other
+        b_ih = torch.zeros_like(b_hh)
+    elif b_hh is None and b_ih is not None:
+        b_hh = torch.zeros_like(b_ih)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
     _validate.cell_sizes(cell, x, state, params)
     chosen = plan(cell, x, params, beyond_torch=None)
@@ -381,10 +385,10 @@ def _autocast(
 ) -> tuple[Tensor, tuple[Tensor, ...], Sequence[Tensor], torch.dtype | None]:
     """Under autocast, cast so that the results have the dtypes that torch.nn's have there.
 
-    torch's CPU autocast runs a dense LSTM and every RNN in the autocast dtype. A GRU, and an LSTM that it computes step by
-    step (``by_steps``: packed, or a cell), keep their state, and so their output, in the dtype that input and hx promote
-    to: those run in the weights' dtype here, which is no less precise. Returns the cast tensors and, for those, the
-    dtype of the results.
+    torch's CPU autocast runs a dense LSTM and every RNN in the autocast dtype. A GRU, and an LSTM that it computes step
+    by step (``by_steps``: packed, or a cell), keep their state, and so their output, in the dtype that input and hx
+    promote to: those run in the weights' dtype here, which is no less precise. Returns the cast tensors and, for
+    those, the dtype of the results.
     """
     device = x.device.type
     if not _validate.autocast_enabled(device):
