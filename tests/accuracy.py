@@ -12,7 +12,7 @@ Named = Mapping[str, Tensor]
 
 
 def assert_accurate(ours: Named, torchs: Named, truth: Named) -> None:
-    """Fail unless ``ours`` is as near to ``truth`` (float64) as ``torchs``, torch's results in the same dtype, let it be.
+    """Fail unless ``ours`` is near enough to ``truth`` (float64), by how near ``torchs`` is, torch's in the same dtype.
 
     Names that begin with ``d`` are gradients, which may be off a little more.
     """
