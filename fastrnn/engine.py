@@ -1,4 +1,4 @@
-"""Which engine computes a layer, and why: one decision, which :mod:`fastrnn.functional` follows and ``explain`` shows."""
+"""Which engine computes a layer, and why: what :mod:`fastrnn.functional` follows and ``explain`` shows."""
 
 from dataclasses import dataclass
 
