@@ -65,9 +65,9 @@ def _forward(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], outputs: _ops.Outputs) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     layout, batch_sizes, lengths, reset, x, h0, c0, *weights = inputs
-    y, _, c_n, cells, tape = outputs
+    y, _, c_n, cells, tape = output
     ctx.layout = layout
     ctx.set_materialize_grads(False)
     spec = CELLS[layout.cell]
@@ -167,7 +167,7 @@ class _LayerBackward(Function):
         batch_sizes, lengths, reset, *primals = ctx.saved_tensors
         formula = _first_order(ctx.layout, batch_sizes, lengths, reset, primals)
         there = [i for i, p in enumerate(primals) if p is not None]
-        gradients, vjp = torch.func.vjp(formula, *(primals[i] for i in there))
+        gradients, vjp, *_ = torch.func.vjp(formula, *(primals[i] for i in there))
         # `gradients` stand for the primals behind the four output gradients, in order, where those are there.
         targets = [i for i in there if i >= 4]
         cotangents = []
@@ -206,7 +206,7 @@ def _first_order(
             )
             return tuple(r for i, r in enumerate(results) if i in given and r is not None)
 
-        _, vjp = torch.func.vjp(outputs, *(given[i] for i in names if i >= 4))
+        _, vjp, *_ = torch.func.vjp(outputs, *(given[i] for i in names if i >= 4))
         return tuple(vjp(tuple(cotangents)))
 
     return gradients

@@ -10,9 +10,9 @@ Arguments, the same in both (shapes as in :func:`fastrnn.reference.layer`):
     ``"lean"``, the cell state before every :data:`LEAN_CHUNK` steps of processing order, nothing more.
     ``cells`` asks for the cell states of all steps as an output.
 
-Results: ``y (…, D*H)``, ``h_n (D, B, H)``, ``c_n (D, B, H)``, ``cells (…, D*H)`` and the tape, ``(D, N, W*H)`` when full,
-    ``(D, ceil(T / LEAN_CHUNK), B, H)`` when lean. ``cells`` and the tape are in the compute dtype (fp32 for 16-bit).
-    What a cell does not have or was not asked for comes as an empty tensor ``(0,)``: the arity is fixed.
+Results: ``y (…, D*H)``, ``h_n (D, B, H)``, ``c_n (D, B, H)``, ``cells (…, D*H)`` and the tape, ``(D, N, W*H)`` when
+    full, ``(D, ceil(T / LEAN_CHUNK), B, H)`` when lean. ``cells`` and the tape are in the compute dtype (fp32 for
+    16-bit). What a cell does not have or was not asked for comes as an empty tensor ``(0,)``: the arity is fixed.
 """
 
 import math
@@ -37,8 +37,8 @@ torch.library.define(
 )
 torch.library.define(
     "fastrnn::layer_backward",
-    f"(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, {_LAYER}, Tensor y, Tensor cells, Tensor tape, "
-    "str tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) "
+    f"(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, {_LAYER}, Tensor y, Tensor cells, "
+    "Tensor tape, str tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) "
     "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
 )
 
@@ -76,6 +76,7 @@ def _(
     spec, directions, hidden = CELLS[cell], 2 if bidirectional else 1, weights[1].shape[1]
     rows = x.shape[:-1]
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    batch: Any
     if batch_sizes is None:
         batch = x.shape[1]
     elif h0 is not None or c0 is not None:
@@ -133,25 +134,23 @@ def _(
 # mapped weights (ensembles), or gradients of shared weights per mapped index, it is one call per index.
 
 
+# The batch dimension of an argument or result; those not named have it where x does, at 1, or at 0 when packed.
+_BATCH_DIMS = {"lengths": 0, "reset": 1, "full_tape": 1, "lean_tape": 2}
+_BATCH_DIMS |= dict.fromkeys(("h0", "c0", "dh_n", "dc_n", "h_n", "c_n", "dh0", "dc0"), 1)
+
+
 def _batch_dim(name: str, packed: bool) -> int:
-    """The dimension of an argument or result that the mapped one joins, right behind it."""
-    if name in ("h0", "c0", "dh_n", "dc_n", "h_n", "c_n", "dh0", "dc0"):
-        return 1
-    if name == "lengths":
-        return 0
-    if name == "full_tape":
-        return 1
-    if name == "lean_tape":
-        return 2
-    return 0 if packed and name != "reset" else 1
+    return _BATCH_DIMS.get(name, 0 if packed else 1)
 
 
 def _fold(t: Tensor | None, mapped: int | None, size: int, dim: int) -> Tensor | None:
+    """Have the mapped dimension join the batch, right behind ``dim``; an unmapped tensor is repeated."""
     if t is None or t.shape == (0,):
         return t
-    t = t.unsqueeze(dim + 1).expand(*t.shape[: dim + 1], size, *t.shape[dim + 1 :]) if mapped is None else (
-        t.movedim(mapped, dim + 1)
-    )
+    if mapped is None:
+        t = t.unsqueeze(dim + 1).expand(*t.shape[: dim + 1], size, *t.shape[dim + 1 :])
+    else:
+        t = t.movedim(mapped, dim + 1)
     return t.flatten(dim, dim + 1)
 
 
@@ -203,8 +202,8 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
 @torch.library.register_vmap("fastrnn::layer_backward")
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     names = (
-        *("cell", "dy", "dh_n", "dc_n", "dcells", "x", "h0", "c0", "weights", "bidirectional", "batch_sizes", "lengths"),
-        *("reset", "y", "cells", "tape", "tape_kind", "need_x", "need_h0", "need_c0", "need_weights"),
+        *("cell", "dy", "dh_n", "dc_n", "dcells", "x", "h0", "c0", "weights", "bidirectional", "batch_sizes"),
+        *("lengths", "reset", "y", "cells", "tape", "tape_kind", "need_x", "need_h0", "need_c0", "need_weights"),
     )
     arg, dim = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
     if arg["need_weights"] or _is_mapped(dim["weights"]) or _is_mapped(dim["batch_sizes"]):
@@ -217,7 +216,5 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     if packed:
         arg["batch_sizes"] = arg["batch_sizes"] * size
     dx, dh0, dc0, dweights = layer_backward(*arg.values())
-    unfolded = [
-        _unfold(t, size, _batch_dim(k, packed)) for k, t in (("x", dx), ("dh0", dh0), ("dc0", dc0))
-    ]
+    unfolded = [_unfold(t, size, _batch_dim(k, packed)) for k, t in (("x", dx), ("dh0", dh0), ("dc0", dc0))]
     return (*(t for t, _ in unfolded), dweights), (*(d for _, d in unfolded), [None] * len(dweights))

@@ -1,5 +1,5 @@
-// The backward pass of a layer, a chunk of steps at a time, last chunk first: gather what the chunk's products need into
-// compact buffers (and, on the lean tape, recompute the gates), walk the steps backwards leaving every step's gate
+// The backward pass of a layer, a chunk of steps at a time, last chunk first: gather what the chunk's products need
+// into compact buffers (and, on the lean tape, recompute the gates), walk the steps backwards leaving every step's gate
 // gradients, then the input's gradient. The weights' gradients are products of the compact buffers, the caller's.
 // Included once per instruction set inside FASTRNN_NS.
 
@@ -221,7 +221,8 @@ void backward_cell(const Layer<C>& layer, int64_t lo, int64_t hi) {
   const int64_t steps = layer.s1 - layer.s0;
   for (int64_t turn = 0; turn < layer.directions / layer.plan.teams; ++turn) {
     if constexpr (CellT::kGates > 1) {
-      for (int64_t index = lo; layer.lean && index < hi; ++index) BackwardShare<C, CellT>(layer, index, turn).recompute();
+      for (int64_t index = lo; layer.lean && index < hi; ++index)
+        BackwardShare<C, CellT>(layer, index, turn).recompute();
     }
     for (int64_t s = layer.s1 - 1; s >= layer.s0; --s) {
       for (int64_t index = lo; index < hi; ++index) BackwardShare<C, CellT>(layer, index, turn).gates(s);
@@ -235,7 +236,8 @@ template <class C, class CellT>
 void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64_t hi) {
   const BackwardShare<C, CellT> share(layer, layer.plan.teams == 2 ? direction * layer.plan.team_shares : 0, direction);
   const Direction<C>& dir = share.dir;
-  const int64_t width = BackwardShare<C, CellT>::kWidth * layer.H, first = share.time(dir.reverse ? layer.s1 - 1 : layer.s0);
+  const int64_t width = BackwardShare<C, CellT>::kWidth * layer.H,
+                first = share.time(dir.reverse ? layer.s1 - 1 : layer.s0);
   Block<C> block;
   int64_t t = first;
   for (int64_t at = lo; at < hi; ++at) {
@@ -243,8 +245,9 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.a[block.n] = dir.dgates + at * width;
     block.out[block.n] = layer.dx.at(t, share.row(at - share.compact(t)));
     if (++block.n < kBlockRows && at + 1 < hi) continue;
-    product<C, kPlainVecs>(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0, plain_panels<C>(layer.I),
-                           StartAt<C>{block.out, layer.I, layer.directions == 2}, StoreAt<C>{block.out, layer.I});
+    product<C, kPlainVecs>(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0,
+                           plain_panels<C>(layer.I), StartAt<C>{block.out, layer.I, layer.directions == 2},
+                           StoreAt<C>{block.out, layer.I});
     block.n = 0;
   }
 }

@@ -6,8 +6,8 @@
 //   lstm  i f g o            torch.nn.LSTMCell
 //   gru   r z n hn           torch.nn.GRUCell; hn = W_hn h + b_hn, n the part from x until the gate is known
 //   rnn   a                  torch.nn.RNNCell
-// start_column(g) is the column that gate g's recurrent sum starts from (of the row, or of the bias where from_bias), and
-// pre_column(g) where its sum belongs.
+// start_column(g) is the column that gate g's recurrent sum starts from (of the row, or of the bias where from_bias),
+// and pre_column(g) where its sum belongs.
 
 // One row at one vector of units. Pointers are at the unit; columns lie H apart.
 template <class C>
@@ -39,7 +39,7 @@ struct UnitGradient {
 template <class C>
 struct Lstm {
   static constexpr int kGates = 4, kUnitVecs = 1;
-  static constexpr bool kHasC = true, kUsesH = false;
+  static constexpr bool kHasC = true;
   static constexpr int pre_column(int gate) { return gate; }
   static constexpr bool from_bias(int) { return false; }
 
@@ -72,7 +72,7 @@ struct Lstm {
 template <class C>
 struct Gru {
   static constexpr int kGates = 3, kUnitVecs = 1;
-  static constexpr bool kHasC = false, kUsesH = true;
+  static constexpr bool kHasC = false;
   static constexpr int pre_column(int gate) { return gate == 2 ? 3 : gate; }
   static constexpr bool from_bias(int gate) { return gate == 2; }
 
@@ -102,7 +102,7 @@ struct Gru {
 template <class C, bool kRelu>
 struct Rnn {
   static constexpr int kGates = 1, kUnitVecs = 4;
-  static constexpr bool kHasC = false, kUsesH = true;
+  static constexpr bool kHasC = false;
   static constexpr int pre_column(int) { return 0; }
   static constexpr bool from_bias(int) { return false; }
 

@@ -31,8 +31,8 @@ struct FinishStep {
       if (lanes == 0) break;
       Vec<C> gates[CellT::kGates];
       for (int g = 0; g < CellT::kGates; ++g) gates[g] = acc[g * CellT::kUnitVecs + u];
-      CellT::step(gates, Unit<C>{at.pre + unit, at.h_prev + unit, CellT::kHasC ? at.c_prev + unit : nullptr, at.h + unit,
-                                 CellT::kHasC ? at.c + unit : nullptr, H, lanes, keep});
+      CellT::step(gates, Unit<C>{at.pre + unit, at.h_prev + unit, CellT::kHasC ? at.c_prev + unit : nullptr,
+                                 at.h + unit, CellT::kHasC ? at.c + unit : nullptr, H, lanes, keep});
     }
   }
 };

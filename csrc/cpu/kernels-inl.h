@@ -1,4 +1,5 @@
-// One instruction set's table of kernels. Included once per instruction set inside FASTRNN_NS, after the other -inl files.
+// One instruction set's table of kernels. Included once per instruction set inside FASTRNN_NS, after the other -inl
+// files.
 
 template <class C, class CellT>
 int64_t forward_panels_size_cell(int64_t H, int64_t K) {
@@ -7,37 +8,35 @@ int64_t forward_panels_size_cell(int64_t H, int64_t K) {
 
 template <class C, class CellT>
 void pack_forward_cell(const C* w, int64_t row, int64_t column, int64_t H, int64_t K, C* to) {
-  for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p) {
-    for (int64_t k = 0; k < K; ++k) {
-      for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {
-        const int64_t gate = v / CellT::kUnitVecs, unit0 = (p * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>;
-        for (int64_t unit = unit0; unit < unit0 + kLanes<C>; ++unit) {
-          *to++ = unit < H ? w[(gate * H + unit) * row + k * column] : C(0);
-        }
-      }
+  constexpr int64_t kStride = kForwardVecs<C, CellT> * kLanes<C>;
+  for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p, to += kStride * K) {
+    for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {
+      const int64_t unit = (p * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>;
+      const C* first = w + (v / CellT::kUnitVecs * H + unit) * row;
+      pack_vector(first, row, column, lanes_at<C>(unit, H), K, to + v * kLanes<C>, kStride);
     }
   }
 }
 
 // A new cell is one more line here.
-#define FASTRNN_FOR_CELL(cell, call)                 \
-  switch (cell) {                                    \
-    case Cell::kRnnTanh: {                           \
-      using CellT = Rnn<C, false>;                   \
-      return call;                                   \
-    }                                                \
-    case Cell::kRnnRelu: {                           \
-      using CellT = Rnn<C, true>;                    \
-      return call;                                   \
-    }                                                \
-    case Cell::kGru: {                               \
-      using CellT = Gru<C>;                          \
-      return call;                                   \
-    }                                                \
-    default: {                                       \
-      using CellT = Lstm<C>;                         \
-      return call;                                   \
-    }                                                \
+#define FASTRNN_FOR_CELL(cell, call) \
+  switch (cell) {                    \
+    case Cell::kRnnTanh: {           \
+      using CellT = Rnn<C, false>;   \
+      return call;                   \
+    }                                \
+    case Cell::kRnnRelu: {           \
+      using CellT = Rnn<C, true>;    \
+      return call;                   \
+    }                                \
+    case Cell::kGru: {               \
+      using CellT = Gru<C>;          \
+      return call;                   \
+    }                                \
+    default: {                       \
+      using CellT = Lstm<C>;         \
+      return call;                   \
+    }                                \
   }
 
 template <class C>
@@ -66,12 +65,32 @@ void input_gradient(const Layer<C>& layer, int direction, int64_t lo, int64_t hi
 }
 
 constexpr Kernels<float> kernels_f32 = {
-    kLanes<float>, forward_panels_size<float>, plain_panels_size<float>, pack_forward<float>, pack_plain<float>,
-    load_bf16,     store_bf16,                 load_f16,                 store_f16,           forward<float>,
-    gather<float>, backward<float>,            input_gradient<float>,
+    kLanes<float>,
+    forward_panels_size<float>,
+    plain_panels_size<float>,
+    pack_forward<float>,
+    pack_plain<float>,
+    load_bf16,
+    store_bf16,
+    load_f16,
+    store_f16,
+    forward<float>,
+    gather<float>,
+    backward<float>,
+    input_gradient<float>,
 };
 constexpr Kernels<double> kernels_f64 = {
-    kLanes<double>, forward_panels_size<double>, plain_panels_size<double>, pack_forward<double>, pack_plain<double>,
-    nullptr,        nullptr,                     nullptr,                   nullptr,              forward<double>,
-    gather<double>, backward<double>,            input_gradient<double>,
+    kLanes<double>,
+    forward_panels_size<double>,
+    plain_panels_size<double>,
+    pack_forward<double>,
+    pack_plain<double>,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    forward<double>,
+    gather<double>,
+    backward<double>,
+    input_gradient<double>,
 };

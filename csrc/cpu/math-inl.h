@@ -15,7 +15,8 @@ struct ExpTraits<float> {
 };
 template <>
 struct ExpTraits<double> {
-  static constexpr double log2e = 1.4426950408889634, ln2_hi = 0.693147180369123816490, ln2_lo = 1.90821492927058770002e-10;
+  static constexpr double log2e = 1.4426950408889634, ln2_hi = 0.693147180369123816490,
+                          ln2_lo = 1.90821492927058770002e-10;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double low = -708.0, high = 710.0;

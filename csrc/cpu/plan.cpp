@@ -55,15 +55,15 @@ Plan make_plan(const Problem& p) {
     }
     if (n <= p.unit_panels) {
       const double part = static_cast<double>((p.unit_panels + n - 1) / n) / p.unit_panels;
-      const double t =
-          steps * (step_seconds(static_cast<double>(p.B), weights * part, p.element) + kBarrierSeconds) + kRegionSeconds;
+      const double t = steps * (step_seconds(static_cast<double>(p.B), weights * part, p.element) + kBarrierSeconds) +
+                       kRegionSeconds;
       if (t < best) best = t, plan.team_shares = n, plan.by_units = true;
     }
   }
-  // Forward: the input product of a chunk is read back at once, so it should stay in the second-level cache, but be tall
-  // enough to use each panel of weights many times.
+  // Forward: the input product of a chunk is read back at once, so it should stay in the second-level cache, but be
+  // tall enough to use each panel of weights many times.
   const int64_t row = int64_t{p.width} * p.H * p.element, batch = std::max<int64_t>(p.B, 1);
-  const int64_t forward_rows = std::max<int64_t>(96, (int64_t{512} << 10) / row);
+  const int64_t forward_rows = std::max<int64_t>(2 * kBlockRows, (int64_t{512} << 10) / row);
   plan.forward_steps = std::clamp<int64_t>(forward_rows / batch, 1, std::max<int64_t>(p.T, 1));
   // Backward: the weight gradient is read and written once a chunk, so a chunk is many rows tall.
   const int64_t backward_rows = std::max<int64_t>(1024, (int64_t{4} << 20) / (row + (p.H + p.I) * p.element));

@@ -1,9 +1,9 @@
-// The one matrix product of the engine: rows times packed panels, in registers. Every sum runs over k in order, one fused
-// multiply-add at a time, whatever the tile, so a row's result depends neither on the rows beside it nor on who computes it.
-// Included once per instruction set inside FASTRNN_NS.
+// The one matrix product of the engine: rows times packed panels, in registers. Every sum runs over k in order, one
+// fused multiply-add at a time, whatever the tile, so a row's result depends neither on the rows beside it nor on who
+// computes it. Included once per instruction set inside FASTRNN_NS.
 //
-// A panel is kVecs vectors of columns: w[k][v][lane]. `Start` and `Finish` say where a tile's accumulators come from and
-// go to: void operator()(Vec<C>* acc, int64_t row, int64_t panel) const.
+// A panel is kVecs vectors of columns: w[k][v][lane]. `Start` and `Finish` say where a tile's accumulators come from
+// and go to: void operator()(Vec<C>* acc, int64_t row, int64_t panel) const.
 
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
@@ -104,14 +104,30 @@ struct StoreAt {
   }
 };
 
+// Copy a vector's columns into a panel: to[k * stride + lane] = from[lane * unit + k * column] for `lanes` lanes, zero
+// in the others. A block of k at a time, so that rows are read a cache line at a time.
+template <class C>
+void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t K, C* to, int64_t stride) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
+    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
+    if (unit == 1) {
+      for (int64_t k = k0; k < k1; ++k) store(to + k * stride, load(from + k * column, lanes));
+      continue;
+    }
+    for (int lane = 0; lane < kLanes<C>; ++lane) {
+      const C* row = from + lane * unit;
+      for (int64_t k = k0; k < k1; ++k) to[k * stride + lane] = lane < lanes ? row[k * column] : C(0);
+    }
+  }
+}
+
 template <class C>
 void pack_plain(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to) {
-  for (int64_t p = 0; p < plain_panels<C>(n); ++p) {
-    for (int64_t k = 0; k < K; ++k) {
-      for (int64_t at = p * kPlainVecs * kLanes<C>, end = at + kPlainVecs * kLanes<C>; at < end; ++at) {
-        *to++ = at < n ? w[k * row + at * column] : C(0);
-      }
-    }
+  constexpr int64_t kStride = kPlainVecs * kLanes<C>;
+  for (int64_t at = 0; at < plain_panels<C>(n) * kStride; at += kLanes<C>) {
+    C* panel = to + at / kStride * kStride * K + at % kStride;
+    pack_vector(w + at * column, column, row, lanes_at<C>(at, n), K, panel, kStride);
   }
 }
 

@@ -4,8 +4,8 @@
 // directions. All arithmetic is in the compute type C (float or double). 16-bit tensors are storage: their rows pass
 // through `load` and `store`, which are null where storage and compute type are the same.
 //
-// A pass is cut into shares that threads run (plan.h). A direction's steps are numbered in processing order, s = 0 … T-1;
-// t is the position in time, s or T-1-s. Rows are visited by rank: rank 0 is the longest, order[rank] is the row.
+// A pass is cut into shares that threads run (plan.h). A direction's steps are numbered in processing order, s = 0 …
+// T-1; t is the position in time, s or T-1-s. Rows are visited by rank: rank 0 is the longest, order[rank] is the row.
 #pragma once
 
 #include <cstdint>
@@ -57,19 +57,19 @@ struct Direction {
   bool reverse = false;
   const C *h0 = nullptr, *c0 = nullptr;  // (B, H) or null: zeros
   // Forward.
-  C *h_n = nullptr, *c_n = nullptr;        // (B, H)
-  C* tape = nullptr;                       // full: (N, width * H), gates of every step; else null
-  C* borders = nullptr;                    // lean: (chunks, B, H), cell state before every kLeanChunk steps; else null
-  C* pre = nullptr;                        // without a tape: (chunk steps * B, width * H), workspace
+  C *h_n = nullptr, *c_n = nullptr;  // (B, H)
+  C* tape = nullptr;                 // full: (N, width * H), gates of every step; else null
+  C* borders = nullptr;              // lean: (chunks, B, H), cell state before every kLeanChunk steps; else null
+  C* pre = nullptr;                  // without a tape: (chunk steps * B, width * H), workspace
   C *h_state = nullptr, *c_state = nullptr;  // workspace (2, B, H) where y's storage is not C; (B, H) without cells
   // Backward; the compact buffers hold the rows alive in the chunk, by time and rank.
   const C *dh_n = nullptr, *dc_n = nullptr;  // (B, H) or null
-  C *dh = nullptr, *dc = nullptr;            // (B, H): gradient arriving from the step processed before; in the end dh0, dc0
-  C* gates = nullptr;                        // lean: compact (rows, width * H), recomputed
-  C* chunk_cells = nullptr;                  // lean: compact (rows, H), recomputed
-  C* h_prev = nullptr;                       // compact (rows, H)
-  C* x_chunk = nullptr;                      // compact (rows, I), or null: x is used where it lies
-  C* dgates = nullptr;                       // compact (rows, width * H)
+  C *dh = nullptr, *dc = nullptr;  // (B, H): gradient arriving from the step processed before; in the end dh0, dc0
+  C* gates = nullptr;              // lean: compact (rows, width * H), recomputed
+  C* chunk_cells = nullptr;        // lean: compact (rows, H), recomputed
+  C* h_prev = nullptr;             // compact (rows, H)
+  C* x_chunk = nullptr;            // compact (rows, I), or null: x is used where it lies
+  C* dgates = nullptr;             // compact (rows, width * H)
 };
 
 // One layer's pass.
@@ -87,7 +87,7 @@ struct Layer {
   Rows<C> cells;       // D * H features, or null
   Rows<const char> dy;
   Rows<const C> dcells;
-  Rows<C> dx;  // compute type; the second direction adds to the first's
+  Rows<C> dx;                // compute type; the second direction adds to the first's
   const C* zeros = nullptr;  // (max(I, H)) zeros
   char* scratch = nullptr;   // (shares, plan.scratch) workspace
   Direction<C> dir[2];
@@ -112,8 +112,8 @@ struct Kernels {
   void (*store_f16)(const C* from, void* to, int64_t n);
   // Forward: shares [lo, hi).
   void (*forward)(const Layer<C>&, int64_t lo, int64_t hi);
-  // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of the
-  // recurrence; then a direction's dx for compact rows [lo, hi).
+  // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of
+  // the recurrence; then a direction's dx for compact rows [lo, hi).
   void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*input_gradient)(const Layer<C>&, int direction, int64_t lo, int64_t hi);
@@ -135,7 +135,8 @@ const Isa& isa();
 // Every supported instruction set, best first; ends with null.
 const Isa* const* isas();
 
-// Values per hidden unit and row in the pre-activation buffer and the full tape: lstm i f g o, gru r z n and W_hn h + b_hn.
+// Values per hidden unit and row in the pre-activation buffer and the full tape: lstm i f g o, gru r z n and W_hn h +
+// b_hn.
 constexpr int64_t pre_width(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
 constexpr int64_t gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
 constexpr bool has_c(Cell cell) { return cell == Cell::kLstm; }

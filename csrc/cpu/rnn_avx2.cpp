@@ -30,5 +30,5 @@ const Isa isa_avx2 = {"avx2", supported, &avx2::kernels_f32, &avx2::kernels_f64}
 #else
 namespace fastrnn::cpu {
 const Isa isa_avx2 = {"avx2", [] { return false; }, nullptr, nullptr};
-}
+}  // namespace fastrnn::cpu
 #endif

@@ -4,7 +4,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
@@ -31,5 +32,5 @@ const Isa isa_avx512 = {"avx512", supported, &avx512::kernels_f32, &avx512::kern
 #else
 namespace fastrnn::cpu {
 const Isa isa_avx512 = {"avx512", [] { return false; }, nullptr, nullptr};
-}
+}  // namespace fastrnn::cpu
 #endif

@@ -11,4 +11,4 @@
 
 namespace fastrnn::cpu {
 const Isa isa_base = {"base", [] { return true; }, &base::kernels_f32, &base::kernels_f64};
-}
+}  // namespace fastrnn::cpu

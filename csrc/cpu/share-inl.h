@@ -1,7 +1,6 @@
 // What a share of a pass owns, and where the states before and after a step lie: common to forward and backward.
 // Included once per instruction set inside FASTRNN_NS.
 
-
 // Columns of a forward panel: vector v is gate v / kUnitVecs of units (panel * kUnitVecs + v % kUnitVecs) * lanes ….
 template <class C, class CellT>
 constexpr int64_t forward_panels(int64_t H) {
@@ -67,9 +66,7 @@ struct Share {
   const C* initial(const C* state, int64_t b) const { return state ? state + b * layer.H : layer.zeros; }
 
   C* cells_at(int64_t t, int64_t b) const { return layer.cells.at(t, b) + d * layer.H; }
-  const C* border(int64_t s, int64_t b) const {
-    return dir.borders + (s / kLeanChunk * layer.seq.B + b) * layer.H;
-  }
+  const C* border(int64_t s, int64_t b) const { return dir.borders + (s / kLeanChunk * layer.seq.B + b) * layer.H; }
 };
 
 template <class C>
@@ -132,7 +129,8 @@ void input_product(const Share<C, CellT>& share, Block<C>& block) {
   const Layer<C>& layer = share.layer;
   const Weights<C>& w = share.dir.weights;
   product<C, kForwardVecs<C, CellT>>(block.a, block.n, Runs{layer.I}, w.w_ih, share.panel0, share.panel1,
-                                     StartBias<C, CellT>{w.bias, layer.H}, StorePre<C, CellT, false>{block.out, layer.H});
+                                     StartBias<C, CellT>{w.bias, layer.H},
+                                     StorePre<C, CellT, false>{block.out, layer.H});
   block.n = 0;
 }
 

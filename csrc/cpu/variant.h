@@ -1,5 +1,6 @@
-// Everything of an instruction set's variant, in order. The including file defines FASTRNN_NS and FASTRNN_VECTOR_BYTES and
-// has opened the target region; standard headers come before it, so that none of their code is compiled for that target.
+// Everything of an instruction set's variant, in order. The including file defines FASTRNN_NS and FASTRNN_VECTOR_BYTES
+// and has opened the target region; standard headers come before it, so that none of their code is compiled for that
+// target.
 namespace fastrnn::cpu {
 namespace FASTRNN_NS {
 namespace {

@@ -1,8 +1,8 @@
-// Vectors of one instruction set, by the compiler's vector extension: + - * / and comparisons come with it. Included once
-// per instruction set inside FASTRNN_NS; no include guard on purpose.
+// Vectors of one instruction set, by the compiler's vector extension: + - * / and comparisons come with it. Included
+// once per instruction set inside FASTRNN_NS; no include guard on purpose.
 //
-// Fused multiply-add is written out as fma(): the build turns contraction off, so that every rounding is the source's and
-// a row's result cannot depend on which tile of rows it was computed in.
+// Fused multiply-add is written out as fma(): the build turns contraction off, so that every rounding is the source's
+// and a row's result cannot depend on which tile of rows it was computed in.
 
 #define FASTRNN_INLINE inline __attribute__((always_inline))
 

@@ -1,0 +1,79 @@
+// The module fastrnn._C: loading it registers the operators (ops.cpp), and it says what the engine would do. No
+// exception may leave these functions.
+
+#include <Python.h>
+
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "cpu/rnn.h"
+
+// ---------------------------
+
+namespace {
+
+template <class F>
+PyObject* guarded(const F& f) {
+  try {
+    return f();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+    return nullptr;
+  }
+}
+
+PyObject* cpu_isa(PyObject*, PyObject*) {
+  return guarded([] { return PyUnicode_FromString(fastrnn::cpu::isa().name); });
+}
+
+PyObject* cpu_isas(PyObject*, PyObject*) {
+  return guarded([] {
+    PyObject* names = PyList_New(0);
+    for (const fastrnn::cpu::Isa* const* isa = fastrnn::cpu::isas(); *isa != nullptr; ++isa) {
+      PyObject* name = PyUnicode_FromString((*isa)->name);
+      PyList_Append(names, name);
+      Py_XDECREF(name);
+    }
+    return names;
+  });
+}
+
+PyObject* cpu_plan(PyObject*, PyObject* args) {
+  const char *cell = nullptr, *dtype = nullptr;
+  long long steps = 0, batch = 0, inputs = 0, hidden = 0;
+  int directions = 1, threads = 1;
+  if (!PyArg_ParseTuple(args, "sLLLLisi", &cell, &steps, &batch, &inputs, &hidden, &directions, &dtype, &threads)) {
+    return nullptr;
+  }
+  return guarded([&] {
+    using namespace fastrnn::cpu;
+    const std::string name = cell;
+    const bool gated = name == "lstm" || name == "gru", wide = std::strcmp(dtype, "float64") == 0;
+    Problem problem;
+    problem.T = steps, problem.B = batch, problem.I = inputs, problem.H = hidden;
+    problem.gates = name == "lstm" ? 4 : name == "gru" ? 3 : 1;
+    problem.width = gated ? 4 : 1;
+    problem.directions = directions;
+    problem.element = wide ? 8 : 4;
+    const long long lanes = (wide ? isa().f64->lanes : isa().f32->lanes) * (gated ? 1 : 4);
+    problem.unit_panels = static_cast<int>((hidden + lanes - 1) / lanes);
+    problem.threads = pool_usable() ? threads : 1;
+    return PyUnicode_FromString((std::string(isa().name) + ", " + describe(make_plan(problem))).c_str());
+  });
+}
+
+PyMethodDef methods[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
+    {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
+    {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", "The C++ engine of fastrnn.", -1, methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

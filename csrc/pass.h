@@ -1,0 +1,160 @@
+// One pass over a layer: its plan, its workspace, its packed weights, and the threads that run its shares.
+#pragma once
+
+#include <memory>
+#include <type_traits>
+
+#include "call.h"
+
+namespace fastrnn {
+
+inline const cpu::Kernels<float>& kernels_of(float) { return *cpu::isa().f32; }
+inline const cpu::Kernels<double>& kernels_of(double) { return *cpu::isa().f64; }
+
+template <class C>
+struct Pass {
+  const Call& call;
+  const cpu::Kernels<C>& kernels = kernels_of(C{});
+  cpu::Layer<C> layer;
+  int64_t width;
+  std::vector<Tensor> kept;  // whatever the layer points to
+  std::vector<int64_t> row_start;
+  std::unique_ptr<cpu::Barrier[]> barriers;
+
+  Pass(const Call& c, bool backward) : call(c), width(cpu::pre_width(c.cell)) {
+    const int64_t unit_vectors = c.cell == cpu::Cell::kRnnTanh || c.cell == cpu::Cell::kRnnRelu || backward ? 4 : 1;
+    cpu::Problem problem;
+    problem.T = c.T, problem.B = c.B, problem.I = c.I, problem.H = c.H;
+    problem.gates = static_cast<int>(cpu::gate_count(c.cell));
+    problem.width = static_cast<int>(width);
+    problem.directions = c.directions;
+    problem.element = sizeof(C);
+    problem.unit_panels = static_cast<int>((c.H + unit_vectors * kernels.lanes - 1) / (unit_vectors * kernels.lanes));
+    problem.threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
+    layer.plan = cpu::make_plan(problem);
+    layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
+    split_rows();
+    layer.seq = {c.T, c.B, c.alive.data(), c.order.data(), c.first.data(), c.compact.data(), row_start.data()};
+    if (c.reset) {
+      layer.seq.reset = c.reset->template const_data_ptr<bool>();
+      layer.seq.reset_step = c.reset->stride(0), layer.seq.reset_row = c.reset->stride(1);
+    }
+    const ScalarType dtype = c.x.scalar_type();
+    int64_t item = sizeof(C);
+    if constexpr (std::is_same_v<C, float>) {
+      if (dtype != ScalarType::Float) {
+        const bool bf16 = dtype == ScalarType::BFloat16;
+        layer.load = bf16 ? kernels.load_bf16 : kernels.load_f16;
+        layer.store = bf16 ? kernels.store_bf16 : kernels.store_f16;
+        item = 2;
+      }
+    }
+    layer.x = c.rows(c.x, static_cast<const char*>(c.x.const_data_ptr()), item);
+    const int64_t most = std::max(c.I, c.H);
+    C* const zeros = workspace(most);
+    std::fill(zeros, zeros + most, C(0));
+    layer.zeros = zeros;
+    layer.scratch = reinterpret_cast<char*>(workspace(layer.plan.shares() * layer.plan.scratch / int64_t{sizeof(C)}));
+    barriers.reset(new cpu::Barrier[layer.plan.teams]);
+    layer.barriers = barriers.get();
+    for (int d = 0; d < c.directions; ++d) {
+      layer.dir[d].reverse = d == 1;
+      layer.dir[d].h0 = state(c.h0, d), layer.dir[d].c0 = state(c.c0, d);
+    }
+  }
+
+  // Contiguous ranks with about the same number of steps for each share.
+  void split_rows() {
+    const int64_t n = layer.plan.team_shares, total = call.compact.back();
+    std::vector<int64_t> steps(call.B + 1, 0);  // of the rows before a rank
+    for (int64_t t = 0, rank = call.B; rank > 0; --rank) {
+      while (t < call.T && call.alive[t] >= rank) ++t;
+      steps[rank] = t;
+    }
+    for (int64_t rank = 0; rank < call.B; ++rank) steps[rank + 1] += steps[rank];
+    for (int64_t k = 0; k <= n; ++k) {
+      const auto at = std::lower_bound(steps.begin(), steps.end(), total * k / n);
+      row_start.push_back(k == n ? call.B : at - steps.begin());
+    }
+  }
+
+  Tensor tensor(const Sizes& sizes) {
+    kept.push_back(torch::stable::new_empty(call.x, sizes, kScalar<C>));
+    return kept.back();
+  }
+
+  C* workspace(int64_t n) { return data(tensor({n})); }
+
+  static C* data(const Tensor& t) { return t.mutable_data_ptr<C>(); }
+
+  const C* values(const Tensor& t) {
+    kept.push_back(torch::stable::contiguous(as(t, kScalar<C>)));
+    return kept.back().const_data_ptr<C>();
+  }
+
+  const C* state(const OptionalTensor& t, int d) { return t ? values(*t) + d * call.B * call.H : nullptr; }
+
+  // Pack what this pass needs of the weights; the products of one direction are packed side by side.
+  void pack(bool forward, bool backward, bool need_x) {
+    struct Item {
+      Tensor w;
+      int64_t n, K;
+      bool transposed;
+      const C** to;
+    };
+    std::vector<Item> items;
+    const int64_t gates = cpu::gate_count(call.cell), each = call.weights.size() / call.directions;
+    for (int d = 0; d < call.directions; ++d) {
+      cpu::Weights<C>& w = layer.dir[d].weights;
+      const Tensor w_ih = as(call.weights[d * each], kScalar<C>), w_hh = as(call.weights[d * each + 1], kScalar<C>);
+      if (forward) items.push_back({w_ih, call.H, call.I, false, &w.w_ih});
+      if (forward) items.push_back({w_hh, call.H, call.H, false, &w.w_hh});
+      if (backward) items.push_back({w_hh, call.H, gates * call.H, true, &w.w_hh_t});
+      if (backward && need_x) items.push_back({w_ih, call.I, gates * call.H, true, &w.w_ih_t});
+      if (forward) w.bias = bias(d * each);
+    }
+    for (Item& item : items) {
+      *item.to = workspace(item.transposed ? kernels.plain_panels_size(item.n, item.K)
+                                           : kernels.forward_panels_size(call.cell, item.n, item.K));
+    }
+    parallel(items.size(), [&](int64_t lo, int64_t hi) {
+      for (int64_t i = lo; i < hi; ++i) {
+        const Item& item = items[i];
+        const C* w = item.w.template const_data_ptr<C>();
+        C* to = const_cast<C*>(*item.to);
+        const int64_t row = item.w.stride(0), column = item.w.stride(1);
+        if (item.transposed) {
+          kernels.pack_plain(w, row, column, item.n, item.K, to);
+        } else {
+          kernels.pack_forward(call.cell, w, row, column, item.n, item.K, to);
+        }
+      }
+    });
+  }
+
+  // b_ih + b_hh by pre-activation column; a GRU's n keeps its two apart, in columns n and hn.
+  const C* bias(size_t at) {
+    const int64_t H = call.H, gates = cpu::gate_count(call.cell);
+    C* const sum = workspace(width * H);
+    std::fill(sum, sum + width * H, C(0));
+    if (!call.bias) return sum;
+    const C *b_ih = values(call.weights[at + 2]), *b_hh = values(call.weights[at + 3]);
+    for (int64_t i = 0; i < gates * H; ++i) {
+      const bool apart = call.cell == cpu::Cell::kGru && i >= 2 * H;
+      sum[i] = apart ? b_ih[i] : b_ih[i] + b_hh[i];
+      if (apart) sum[i + H] = b_hh[i];
+    }
+    return sum;
+  }
+
+  template <class F>
+  void parallel(int64_t n, const F& f) {
+    if (n == 1 || layer.plan.shares() == 1) {
+      if (n > 0) f(0, n);
+    } else {
+      torch::stable::parallel_for(0, n, 1, f);
+    }
+  }
+};
+
+}  // namespace fastrnn
