@@ -184,7 +184,7 @@ def test_the_demo_refuses_a_first_update_that_differs(
 
     monkeypatch.setattr(fastrnn, "convert", broken)
     assert demo() == 1
-    assert "Nothing was trained" in capsys.readouterr().out
+    assert "Not the same, stopped" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -200,6 +200,26 @@ def test_the_demo_fails_if_training_differs_by_more_than_rounding(
     assert "is allowed" in capsys.readouterr().out
     (row,) = results.read(tmp_path / "out/language_model.jsonl")
     assert len(row.detail["mismatches"]) == 1
+
+
+@pytest.mark.parametrize(("whose", "words"), [("fastrnn", "Not the same, stopped: update 3"), ("torch.nn", "--clip")])
+def test_the_demo_stops_where_a_loss_is_no_number(
+    demo: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    whose: str,
+    words: str,
+) -> None:
+    update = training.Trainer.update
+
+    def broken(trainer: training.Trainer, *batch: object) -> None:
+        update(trainer, *batch)
+        if trainer.name == whose and len(trainer.losses) == 3:
+            trainer.losses[-1] = torch.nan
+
+    monkeypatch.setattr(training.Trainer, "update", broken)
+    assert demo() == 1
+    assert words in capsys.readouterr().out
 
 
 def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:

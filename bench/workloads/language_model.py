@@ -60,8 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except corpus.CorpusError as error:
         print(f"language_model: {error}", file=sys.stderr)
         return 2
+    except training.DivergedError as error:
+        console.print(f"[red]{error}: lower the --learning-rate or the --clip[/red]", soft_wrap=True)
+        return 1
     except MismatchError as error:
-        console.print(f"[red]Nothing was trained: {error}[/red]", soft_wrap=True)
+        console.print(f"[red]Not the same, stopped: {error}[/red]", soft_wrap=True)
         return 1
 
 
@@ -70,7 +73,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     Raises:
         CorpusError: the text cannot be used.
-        MismatchError: the first update is not the same.
+        DivergedError: torch.nn itself learns nothing.
+        MismatchError: the first update is not the same, or fastrnn alone diverges.
     """
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -90,7 +94,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     ours = trainers[OURS].model
     _describe(console, options, text, model)
     ratio = check_update(model, ours, *streams.window(0), None)
-    console.print(f"first update: as close to float64 as torch.nn's (largest error {ratio:.1f} times torch.nn's own)")
+    first = f"first update: as close to float64 as torch.nn's (largest error {ratio:.1f} times torch.nn's own)"
+    console.print(first, soft_wrap=True)
 
     _train(console, trainers, streams, options)
 
@@ -182,6 +187,7 @@ def _train(
         task = bar.add_task("", total=1.0)
         shown, tenths = 0.0, 0
         for done in updates:
+            training.require_finite(*timed)
             if console.is_terminal and (done >= 1 or time.perf_counter() - shown > REFRESH):
                 bar.update(task, completed=done, description=_progress(timed, options, "\n"), refresh=True)
                 shown = time.perf_counter()

@@ -1,5 +1,6 @@
 """Truncated backpropagation through time of several models in turns: the same batches in the same order, each timed."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from bench import timing
+from bench.check import MismatchError
 from bench.corpus import Streams
 from bench.workloads.character_model import CharacterModel, State, detached, losses
 
@@ -17,6 +19,10 @@ from bench.workloads.character_model import CharacterModel, State, detached, los
 # they differed by 7e-6 (perplexity 5.3). Measured with an LSTM of torch.nn, H=256, B=32, T=64.
 ADAM_EPSILON = 1e-3
 ADAM_BETAS = (0.9, 0.99)
+
+
+class DivergedError(Exception):
+    """Training does not work, with torch.nn either."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,20 @@ class Trainer:
             "seconds": [spent[end - 1] for end in ends],
             "loss": [sum(self.losses[end - block : end]) / block for end in ends],
         }
+
+
+def require_finite(baseline: Trainer, ours: Trainer) -> None:
+    """See that the last update's losses are numbers.
+
+    Raises:
+        DivergedError: the baseline's is not one.
+        MismatchError: the baseline's is, and ours is not.
+    """
+    theirs, mine = baseline.losses[-1], ours.losses[-1]
+    if not math.isfinite(theirs):
+        raise DivergedError(f"the loss of {baseline.name} is {theirs} after {len(baseline.losses):,} updates")
+    if not math.isfinite(mine):
+        raise MismatchError(f"update {len(ours.losses):,}: the loss of {ours.name} is {mine}, torch.nn's {theirs:.4f}")
 
 
 def train(
