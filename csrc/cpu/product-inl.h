@@ -16,11 +16,15 @@ struct Runs {
   int64_t K = 0, second = 0, K2 = 0;  // second: where the second run starts
 };
 
+// `ahead` is fetched alongside, a cache line a k: large weights come from the third-level cache, and the next panel
+// should have arrived by the time its turn comes.
 template <class C, int R, int kVecs>
-FASTRNN_INLINE const C* accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64_t offset, int64_t K, const C* w) {
+FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64_t offset, int64_t K, const C* w,
+                               const C* ahead) {
   const C* row[R];
   for (int r = 0; r < R; ++r) row[r] = a[r] + offset;
-  for (int64_t k = 0; k < K; ++k, w += kVecs * kLanes<C>) {
+  for (int64_t k = 0; k < K; ++k, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
+    if constexpr (R >= 4) __builtin_prefetch(ahead, 0, 2);
     Vec<C> column[kVecs];
     for (int v = 0; v < kVecs; ++v) column[v] = load(w + v * kLanes<C>);
     for (int r = 0; r < R; ++r) {
@@ -28,25 +32,31 @@ FASTRNN_INLINE const C* accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, i
       for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(factor, column[v], acc[r][v]);
     }
   }
-  return w;
 }
 
 template <class C, int R, int kVecs, class Start, class Finish>
 void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel, const Start& start,
           const Finish& finish) {
+  constexpr int64_t kStride = kVecs * kLanes<C>;
+  // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
+  const int64_t nth = row / R < kVecs ? row / R : kVecs - 1;
+  const C* ahead = w + (runs.K + runs.K2) * kStride + nth * kLanes<C>;
   Vec<C> acc[R][kVecs];
   for (int r = 0; r < R; ++r) start(acc[r], row + r, panel);
-  w = accumulate<C, R, kVecs>(acc, a + row, 0, runs.K, w);
-  if (runs.K2 > 0) accumulate<C, R, kVecs>(acc, a + row, runs.second, runs.K2, w);
+  accumulate<C, R, kVecs>(acc, a + row, 0, runs.K, w, ahead);
+  if (runs.K2 > 0) {
+    accumulate<C, R, kVecs>(acc, a + row, runs.second, runs.K2, w + runs.K * kStride, ahead + runs.K * kStride);
+  }
   for (int r = 0; r < R; ++r) finish(acc[r], row + r, panel);
 }
 
+// Rows row … rows - 1, in tiles of R and, for the last of them, fewer.
 template <class C, int R, int kVecs, class Start, class Finish>
-FASTRNN_INLINE void remainder(int64_t n, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
-                              const Start& start, const Finish& finish) {
+FASTRNN_INLINE void tiles(int64_t rows, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
+                          const Start& start, const Finish& finish) {
   if constexpr (R > 0) {
-    if (n == R) return tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
-    remainder<C, R - 1, kVecs>(n, a, runs, w, row, panel, start, finish);
+    for (; row + R <= rows; row += R) tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
+    if (row < rows) tiles<C, R - 1, kVecs>(rows, a, runs, w, row, panel, start, finish);
   }
 }
 
@@ -54,13 +64,9 @@ FASTRNN_INLINE void remainder(int64_t n, const C* const* a, const Runs& runs, co
 template <class C, int kVecs, class Start, class Finish>
 void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, const Start& start,
              const Finish& finish) {
-  constexpr int kRows = kRegisters / kVecs;
   const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>;
   for (int64_t p = p0; p < p1; ++p) {
-    const C* panel = w + p * panel_size;
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) tile<C, kRows, kVecs>(a, runs, panel, row, p, start, finish);
-    remainder<C, kRows - 1, kVecs>(rows - row, a, runs, panel, row, p, start, finish);
+    tiles<C, kRegisters / kVecs, kVecs>(rows, a, runs, w + p * panel_size, 0, p, start, finish);
   }
 }
 
