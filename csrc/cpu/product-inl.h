@@ -24,7 +24,10 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
   const C* row[R];
   for (int r = 0; r < R; ++r) row[r] = a[r] + offset;
   for (int64_t k = 0; k < K; ++k, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
-    if constexpr (R >= 4) __builtin_prefetch(ahead, 0, 2);
+    if constexpr (R >= 4) {
+      __builtin_prefetch(ahead, 0, 2);
+      for (int v = 0; v < kVecs; ++v) __builtin_prefetch(w + (8 * kVecs + v) * kLanes<C>, 0, 3);
+    }
     Vec<C> column[kVecs];
     for (int v = 0; v < kVecs; ++v) column[v] = load(w + v * kLanes<C>);
     for (int r = 0; r < R; ++r) {
