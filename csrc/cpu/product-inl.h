@@ -113,17 +113,56 @@ struct StoreAt {
   }
 };
 
+#if FASTRNN_VECTOR_BYTES == 64
+FASTRNN_INLINE Vec<float> permute(Vec<float> a, Bits<float> which, Vec<float> b) {
+  return (Vec<float>)_mm512_permutex2var_ps((__m512)a, (__m512i)which, (__m512)b);
+}
+FASTRNN_INLINE Vec<double> permute(Vec<double> a, Bits<double> which, Vec<double> b) {
+  return (Vec<double>)_mm512_permutex2var_pd((__m512d)a, (__m512i)which, (__m512d)b);
+}
+
+// Transpose a square of vectors in registers, by exchanging ever larger blocks: lane l of row i goes to lane i of row
+// l.
+template <class C, int kDistance = 1>
+FASTRNN_INLINE void transpose(Vec<C>* rows) {
+  constexpr int kN = kLanes<C>;
+  Bits<C> low, high;  // where the lanes of the two new rows come from; the second row's lanes count from kN
+  for (int l = 0; l < kN; ++l) {
+    low[l] = l & kDistance ? kN + l - kDistance : l;
+    high[l] = l & kDistance ? kN + l : l + kDistance;
+  }
+  for (int i = 0; i < kN; ++i) {
+    if (i & kDistance) continue;
+    const Vec<C> a = rows[i], b = rows[i + kDistance];
+    rows[i] = permute(a, low, b);
+    rows[i + kDistance] = permute(a, high, b);
+  }
+  if constexpr (kDistance * 2 < kN) transpose<C, kDistance * 2>(rows);
+}
+#endif
+
 // Copy a vector's columns into a panel: to[k * stride + lane] = from[lane * unit + k * column] for `lanes` lanes, zero
 // in the others. A block of k at a time, so that rows are read a cache line at a time.
 template <class C>
 void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t K, C* to, int64_t stride) {
-  constexpr int64_t kBlock = 16;
+  constexpr int64_t kBlock = kLanes<C>;
   for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
     const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
     if (unit == 1) {
       for (int64_t k = k0; k < k1; ++k) store(to + k * stride, load(from + k * column, lanes));
       continue;
     }
+#if FASTRNN_VECTOR_BYTES == 64
+    if (column == 1 && k1 - k0 == kBlock) {
+      Vec<C> square[kLanes<C>];
+      for (int lane = 0; lane < kLanes<C>; ++lane) {
+        square[lane] = lane < lanes ? load(from + lane * unit + k0) : Vec<C>{};
+      }
+      transpose<C>(square);
+      for (int64_t k = k0; k < k1; ++k) store(to + k * stride, square[k - k0]);
+      continue;
+    }
+#endif
     for (int lane = 0; lane < kLanes<C>; ++lane) {
       const C* row = from + lane * unit;
       for (int64_t k = k0; k < k1; ++k) to[k * stride + lane] = lane < lanes ? row[k * column] : C(0);
