@@ -119,6 +119,9 @@ class LSTM(Layers, stock.LSTM):
 
     Beyond :class:`torch.nn.LSTM`: ``lengths``, ``reset`` and ``return_cells`` of :meth:`forward`, and double backward.
 
+    Backward needs the output, as that of :class:`torch.nn.LSTM` does: to change it in place (``relu_``) raises an error
+    there. The states may be changed.
+
     ``torch.jit.script`` compiles :class:`torch.nn.LSTM` with the same parameters, and leaves that in the place of this
     layer in the model that it was given; :func:`fastrnn.convert` undoes this.
 
@@ -251,8 +254,8 @@ class GRU(Layers, stock.GRU):
         weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], and the same with ``_reverse``: the parameters, as
             in :class:`torch.nn.GRU`. State_dicts are interchangeable.
 
-    Dtypes, ``torch.jit.script`` and what is beyond torch.nn (``lengths``, ``reset``, double backward): see
-    :class:`LSTM`.
+    Dtypes, ``torch.jit.script``, changes of the output in place, and what is beyond torch.nn (``lengths``, ``reset``,
+    double backward): see :class:`LSTM`.
 
     Examples::
 
@@ -321,8 +324,8 @@ class RNN(Layers, stock.RNN):
         weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], and the same with ``_reverse``: the parameters, as
             in :class:`torch.nn.RNN`. State_dicts are interchangeable.
 
-    Dtypes, ``torch.jit.script`` and what is beyond torch.nn (``lengths``, ``reset``, double backward): see
-    :class:`LSTM`.
+    Dtypes, ``torch.jit.script``, changes of the output in place, and what is beyond torch.nn (``lengths``, ``reset``,
+    double backward): see :class:`LSTM`.
 
     Examples::
 
