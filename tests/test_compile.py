@@ -1,0 +1,258 @@
+"""Compilers and tracers take the layers whole: torch.compile, torch.export, torch.fx, torch.jit."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accuracy import flatten
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+
+T, B, I, H = 6, 3, 5, 7  # noqa: E741
+LAYERS = ["RNN", "LSTM", "GRU"]
+CELLS = ["RNNCell", "LSTMCell", "GRUCell"]
+DEPRECATED_JIT = "ignore:.*torch.jit.*deprecated:DeprecationWarning"
+OF_DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # torch's own doing, with any autograd.Function
+
+
+class Net(nn.Module):
+    """A layer between two others."""
+
+    def __init__(self, name: str, **options: object) -> None:
+        super().__init__()
+        self.inner, self.rnn = nn.Linear(I, I), getattr(fastrnn, name)(I, H, **options)
+        self.outer = nn.Linear(H * (2 if self.rnn.bidirectional else 1), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.rnn(torch.tanh(self.inner(x)))[0])
+
+
+@pytest.fixture
+def dynamo() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings(OF_DYNAMO)
+@pytest.mark.parametrize("name", LAYERS)
+def test_compile_into_one_graph_for_all_shapes(name: str, dynamo: None) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes a second, which other tests need not wait
+
+    net = Net(name, num_layers=2, bidirectional=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for steps, batch in ((6, 3), (8, 4), (11, 9)):  # no size that another dimension has: Dynamo would take it for that
+        x = torch.randn(steps, batch, I)
+        results = []
+        for module in (compiled, net):
+            leaf = x.clone().requires_grad_()
+            y = module(leaf)
+            y.square().sum().backward()
+            results.append([y, leaf.grad, *(p.grad.clone() for p in net.parameters())])
+            net.zero_grad()
+        torch.testing.assert_close(*results)
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 3, "the first graph serves all"
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x))
+
+
+@pytest.mark.filterwarnings(OF_DYNAMO, "ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("kwargs", ["lengths", "reset", "hx", "return_cells", "packed"])
+def test_compile_with_what_is_beyond_torch(kwargs: str, dynamo: None) -> None:
+    net = fastrnn.LSTM(I, H, num_layers=2, bidirectional=True)
+    state = torch.randn(4, B, H)
+    given = {
+        "lengths": {"lengths": torch.tensor([3, 6, 2])},
+        "reset": {"reset": torch.rand(T, B) < 0.4},
+        "hx": {"hx": (state, state)},
+        "return_cells": {"return_cells": True},
+        "packed": {},
+    }[kwargs]
+
+    def call(x: Tensor) -> object:
+        return net(x, **given)
+
+    x = torch.randn(T, B, I)
+    if kwargs == "packed":
+
+        def call(x: Tensor) -> object:
+            y, state = net(pack_padded_sequence(x, torch.tensor([6, 4, 2])))
+            return pad_packed_sequence(y)[0], state
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=kwargs != "packed")
+    torch.testing.assert_close(flatten(compiled(x)), flatten(call(x)))
+
+
+@pytest.mark.filterwarnings(OF_DYNAMO)
+@pytest.mark.parametrize("name", CELLS)
+def test_compile_a_loop_of_cells(name: str, dynamo: None) -> None:
+    cell = getattr(fastrnn, name)(I, H)
+
+    def loop(x: Tensor) -> object:
+        state = None
+        for step in x:
+            state = cell(step, state)
+        return state
+
+    x = torch.randn(4, B, I)
+    compiled = torch.compile(loop, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(flatten(compiled(x)), flatten(loop(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own
+@pytest.mark.slow
+def test_inductor(dynamo: None) -> None:
+    net = Net("LSTM", bidirectional=True)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
+    for steps in (5, 9):
+        x = torch.randn(steps, B, I)
+        results = []
+        for module in (compiled, net):
+            y = module(x)
+            y.square().sum().backward()
+            results.append([y, *(p.grad.clone() for p in net.parameters())])
+            net.zero_grad()
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings(OF_DYNAMO)
+def test_how_dynamo_treats_torchs_own_layers_is_left_alone(dynamo: None) -> None:
+    torch.compile(fastrnn.LSTM(I, H), backend="eager")(torch.randn(T, B, I))
+    assert torch._dynamo.config.allow_rnn is False
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="LSTM"):
+        torch.compile(nn.LSTM(I, H), backend="eager", fullgraph=True)(torch.randn(T, B, I))
+
+
+@pytest.mark.parametrize("first", ["fastrnn", "torch._dynamo"])
+def test_dynamo_may_be_imported_before_or_after(first: str) -> None:
+    code = f"""
+import sys, torch
+import {first}
+import fastrnn
+assert ("torch._dynamo" in sys.modules) == {first == "torch._dynamo"}, "importing fastrnn must not import Dynamo"
+net = torch.nn.Sequential(fastrnn.GRU(3, 4))
+torch.compile(net, fullgraph=True, backend="eager")(torch.randn(5, 2, 3))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_export(name: str) -> None:
+    net = Net(name, num_layers=2, bidirectional=True)
+    shapes = {"x": {0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")}}
+    program = torch.export.export(net.eval(), (torch.randn(T, B, I),), dynamic_shapes=shapes)
+    assert sum(node.target is torch.ops.fastrnn.layer_forward.default for node in program.graph.nodes) == 2
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    for exported in (program, torch.export.load(file)):
+        x = torch.randn(11, 4, I)
+        torch.testing.assert_close(exported.module()(x), net(x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fx_makes_one_node_of_a_layer(name: str) -> None:
+    """As of torch.nn's: the module stays a module, so that its mode can still be changed."""
+    net = Net(name, num_layers=2, dropout=0.5)
+    graph = torch.fx.symbolic_trace(net)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["inner", "rnn", "outer"]
+    x = torch.randn(T, B, I)
+    assert not torch.equal(graph(x), graph(x))
+    graph.eval()
+    assert torch.equal(graph(x), graph(x))
+    cell = torch.fx.symbolic_trace(nn.Sequential(fastrnn.GRUCell(I, H)))
+    assert [node.op for node in cell.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_fx_keeps_lengths() -> None:
+    class Lengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = fastrnn.GRU(I, H)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.rnn(x, lengths=lengths)[0]
+
+    net, given = Lengths(), (torch.randn(T, B, I), torch.tensor([3, 6, 1]))
+    assert torch.equal(torch.fx.symbolic_trace(net)(*given), net(*given))
+
+
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
+@pytest.mark.parametrize("name", LAYERS)
+def test_script(name: str) -> None:
+    """torch.jit gets torch.nn's layer with the same parameters, and leaves that in the model it was given."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = getattr(fastrnn, name)(I, H, num_layers=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    net, x = Plain(), torch.randn(T, B, I)
+    net.rnn.tape = "lean"
+    parameters = list(net.parameters())
+    expected = net(x)
+    scripted = torch.jit.script(net)
+    torch.testing.assert_close(scripted(x), expected)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(x), expected)
+    assert type(net.rnn) is getattr(nn, name)
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    fastrnn.convert(net)
+    assert torch.equal(net(x), expected)
+
+
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
+@pytest.mark.parametrize("name", CELLS)
+def test_script_cells(name: str) -> None:
+    cell = getattr(fastrnn, name)(I, H)
+    x = torch.randn(B, I)
+    torch.testing.assert_close(flatten(torch.jit.script(cell)(x)), flatten(cell(x)))
+    assert type(cell) is getattr(fastrnn, name)
+
+
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
+def test_a_subclass_is_scripted_as_it_is_written() -> None:
+    class Sum(fastrnn.GRU):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.weight_hh_l0.sum()
+
+    net, x = Sum(I, H), torch.randn(T, B, I)
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+
+
+@pytest.mark.filterwarnings(DEPRECATED_JIT, "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_trace(name: str, layout: str) -> None:
+    net = Net(name, num_layers=2, bidirectional=True)
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = net.rnn
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return pad_packed_sequence(self.rnn(packed)[0])[0]
+
+    if layout == "dense":
+        module, given, other = net, (torch.randn(T, B, I),), (torch.randn(9, 4, I),)
+    else:
+        module = Packed()
+        given = (torch.randn(T, B, I), torch.tensor([2, 6, 3]))
+        other = (torch.randn(9, 4, I), torch.tensor([9, 1, 5, 5]))
+    traced = torch.jit.trace(module, given)
+    torch.testing.assert_close(traced(*given), module(*given))
+    torch.testing.assert_close(traced(*other), module(*other))
