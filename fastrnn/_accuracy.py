@@ -17,8 +17,9 @@ def error(result: Tensor, truth: Tensor) -> float:
     """How far ``result`` is off from ``truth`` (float64); NaN counts as infinitely far."""
     if truth.numel() == 0:
         return 0.0
+    truth = truth.detach()
     scale = truth.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((result.double() - truth).abs().max() / scale).nan_to_num(nan=float("inf")))
+    return float(((result.detach().double() - truth).abs().max() / scale).nan_to_num(nan=float("inf")))
 
 
 def allowed(torchs: Tensor, truth: Tensor, gradient: bool) -> float:

@@ -1,0 +1,24 @@
+"""The examples in the docstrings run, and give what they show."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import fastrnn
+
+MODULES = [
+    m.name for m in pkgutil.iter_modules(fastrnn.__path__, "fastrnn.") if not m.name.endswith(("_C", "__main__"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    result = doctest.testmod(module, extraglobs={"torch": torch, "fastrnn": fastrnn}, optionflags=options)
+    assert result.failed == 0
+    documented = {"fastrnn.functional", "fastrnn.nn", "fastrnn.convert", "fastrnn.explain"}
+    assert (result.attempted > 0) == (name in documented)
