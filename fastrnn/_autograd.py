@@ -81,11 +81,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    dy, dh_n, dc_n, dcells, _ = grads
+    # A compiler gives zeros for outputs without a gradient, the empty ones too: those are none.
+    dy, dh_n, dc_n, dcells, _ = (None if g is None or g.shape == (0,) else g for g in grads)
     batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
     if all(g is None for g in (dy, dh_n, dc_n, dcells)):
         return (None,) * len(ctx.needs_input_grad)
     needs = ctx.needs_input_grad[4:]
+    given = [g for g in (dy, dh_n, dc_n, dcells) if g is not None]
+    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
+        found = _by_operations(
+            ctx.layout, needs, (dy, dh_n, dc_n, dcells), (x, h0, c0, *weights), batch_sizes, lengths, reset
+        )
+        return (None,) * 4 + found
     wanted = (*needs[:3], any(needs[3:]))
     args = (
         (ctx.layout, wanted, batch_sizes, lengths, reset, dy, dh_n, dc_n, dcells),
@@ -98,6 +105,35 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         dx, dh0, dc0, *dweights = _layer_backward(*args[0], *args[1])
     found = (dx, dh0, dc0, *dweights)
     return (None,) * 4 + tuple(g if need else None for g, need in zip(found, needs, strict=True))
+
+
+def _by_operations(
+    layout: Layout,
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Any],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """For ``torch.autograd.grad(…, is_grads_batched=True)``, whose batched gradients only torch's operators take."""
+    higher = torch.is_grad_enabled()
+    x, h0, c0, *weights = inputs
+    with torch.enable_grad():
+        outputs = reference.layer(
+            *(layout.cell, x, h0, c0, weights, layout.bidirectional),
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+        )
+        used = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
+        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in used], wanted, [g for _, g in used], create_graph=higher, allow_unused=True
+            )
+        )
+    return tuple(next(found) if need else None for need in needs)
 
 
 class _Layer(Function):
