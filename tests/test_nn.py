@@ -1,7 +1,8 @@
-"""The modules compute what torch.nn's do, with the same parameters, and take ``lengths``, ``reset``, ``return_cells``."""
+"""The modules compute what torch.nn's do; and what ``lengths``, ``reset`` and ``return_cells`` give."""
 
 import copy
 import inspect
+import itertools
 import pickle
 import warnings
 
@@ -283,7 +284,7 @@ class Splitting(nn.Module):
         if not initial:
             initial = [x.new_zeros(directions, H) for _ in range(1 + isinstance(self.layer, nn.LSTM))]
         outputs, finals = [], []
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             # The given state begins the first stretch forwards and the last one backwards, unless a reset cuts it off.
             forwards = start == 0 and not reset[0]
             keep = torch.tensor([forwards, end == len(x)][:directions])[:, None]
