@@ -46,7 +46,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
     """A tiny run of the language model, its results in ``tmp_path / "out"``."""
-    sizes = ["--hidden=12", "--batch=3", "--steps=8", "--heldout=200", "--threads=1"]
+    sizes = ["--hidden=12", "--batch=3", "--steps=8", "--heldout=200", "--threads=1", "--learning-rate=0.02"]
 
     def run(*arguments: str, length: str = "--updates=6") -> int:
         return language_model.main([*sizes, length, f"--text={text}", f"--out={tmp_path / 'out'}", *arguments])
@@ -212,8 +212,8 @@ def test_the_demo_stops_where_a_loss_is_no_number(
 ) -> None:
     update = training.Trainer.update
 
-    def broken(trainer: training.Trainer, *batch: object) -> None:
-        update(trainer, *batch)
+    def broken(trainer: training.Trainer, streams: corpus.Streams, learning: float) -> None:
+        update(trainer, streams, learning)
         if trainer.name == whose and len(trainer.losses) == 3:
             trainer.losses[-1] = torch.nan
 
@@ -224,18 +224,23 @@ def test_the_demo_stops_where_a_loss_is_no_number(
 
 def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:
     model = nn.Linear(7, 5)
-    moved = rounding.moved_by_rounding(model)
+    moved = rounding.moved_by_rounding(model, seed=0)
     for weight, other in zip(model.parameters(), moved.parameters(), strict=True):
         assert torch.all(weight != other)
         torch.testing.assert_close(other, weight, rtol=torch.finfo(weight.dtype).eps, atol=0)
 
 
 def test_deviation_is_measured_against_rounding() -> None:
-    losses = torch.rand(1000) + 1
-    moved = losses + 1e-4 * torch.randn(1000)
-    assert rounding.deviation(losses + 2e-4 * torch.randn(1000), losses, moved).is_rounding
-    assert not rounding.deviation(losses + 4e-4, losses, moved).is_rounding
-    assert not rounding.deviation(losses * torch.nan, losses, moved).is_rounding
+    losses = torch.rand(100, 50) + 1
+    moved = losses + 1e-4
+    for others, factor in (([moved], 3), ([moved, losses + 3e-4, losses - 2e-4], 10 * (14 / 3) ** 0.5)):
+        at_most = factor * 1e-4
+        assert rounding.deviation(losses - 0.99 * at_most, losses, others).is_rounding
+        assert not rounding.deviation(losses + 1.01 * at_most, losses, others).is_rounding
+        assert not rounding.deviation(losses * torch.nan, losses, others).is_rounding
+    noise = torch.randn(100, 50)
+    within_pages = losses + 1e-2 * (noise - noise.mean(1, keepdim=True))
+    assert rounding.deviation(within_pages, losses, [moved]).is_rounding  # no difference between perplexities of pages
 
 
 def test_compare_uses_the_error_of_torch_as_its_yardstick() -> None:

@@ -18,14 +18,15 @@ class CharacterModel(nn.Module):
     Args:
         cell: a key of :data:`LAYERS`.
         symbols: how many there are, V.
-        hidden: hidden units H of each layer, and features of the embedding.
+        embedding: features of a symbol, the input I of the stack.
+        hidden: hidden units H of each layer.
         layers: of the stack.
     """
 
-    def __init__(self, cell: str, symbols: int, hidden: int, layers: int) -> None:
+    def __init__(self, cell: str, symbols: int, embedding: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(symbols, hidden)
-        self.recurrent = LAYERS[cell](hidden, hidden, layers)
+        self.embedding = nn.Embedding(symbols, embedding)
+        self.recurrent = LAYERS[cell](embedding, hidden, layers)
         self.output = nn.Linear(hidden, symbols)
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -46,7 +47,10 @@ def detached(state: State) -> State:
 
 @torch.no_grad()
 def heldout_losses(model: CharacterModel, streams: Streams, windows: int) -> Tensor:
-    """The loss of every character in the first windows of held-out streams, the state carried: ``(N,)``, in nats."""
+    """The loss of every character in the first windows of held-out streams, the state carried, in nats.
+
+    Shape: ``(windows, T*B)``, a page for each window.
+    """
     model.eval()
     state = None
     found = []
@@ -54,7 +58,7 @@ def heldout_losses(model: CharacterModel, streams: Streams, windows: int) -> Ten
         inputs, targets = streams.window(k)
         logits, state = model(inputs, state)
         found.append(losses(logits, targets))
-    return torch.cat(found)
+    return torch.stack(found)
 
 
 def perplexity(heldout: Tensor) -> float:

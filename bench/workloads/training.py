@@ -14,9 +14,9 @@ from bench.corpus import Streams
 from bench.workloads.character_model import CharacterModel, State, detached, losses
 
 # Adam divides by the size that gradients usually have, plus this. With the usual 1e-8, gradients that are hardly more
-# than rounding become full steps, and a difference of one rounding unit grows the fastest: after 500 updates held-out
-# losses differed by 0.45 (root mean square; learning rate 3e-3, perplexity 5.0). With 1e-3 and a learning rate of 4e-3
-# they differed by 7e-6 (perplexity 5.3). Measured with an LSTM of torch.nn, H=256, B=32, T=64.
+# than rounding become full steps, and a difference of one rounding unit grows the fastest: after 500 updates the losses
+# of held-out characters differed by 0.45 (root mean square; learning rate 3e-3, perplexity 5.0). With 1e-3 and a
+# learning rate of 4e-3 they differed by 7e-6 (perplexity 5.3). Measured with an LSTM of torch.nn, H=256, B=32, T=64.
 ADAM_EPSILON = 1e-3
 ADAM_BETAS = (0.9, 0.99)
 
@@ -27,7 +27,7 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Rates:
-    """How strongly an update changes a model: Adam's learning rate, and the norm that gradients are clipped to."""
+    """How strongly updates change a model: Adam's learning rate at first, and the norm gradients are clipped to."""
 
     learning: float
     clip: float
@@ -43,17 +43,22 @@ class Trainer:
         self.state: State | None = None
         self.losses: list[float] = []  # mean nats per character, before each update
         self.seconds: list[float] = []
+        self.learning: list[float] = []  # the rate of each update
         # fused: one call for all weights, so that the recurrent layers are what takes the time
         self._adam = torch.optim.Adam(
             model.parameters(), lr=rates.learning, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
         )
 
-    def update(self, inputs: torch.Tensor, targets: torch.Tensor, begins: bool) -> None:
-        """One update on symbols and their successors, ``(T, B)`` each; ``begins`` if no state reaches them."""
+    def update(self, streams: Streams, learning: float) -> None:
+        """One update, on the window that follows the last update's, at a learning rate."""
+        k = len(self.losses)
+        inputs, targets = streams.window(k)
+        for group in self._adam.param_groups:
+            group["lr"] = learning
         start = time.perf_counter()
         self.model.train()
         self._adam.zero_grad()
-        logits, state = self.model(inputs, None if begins else self.state)
+        logits, state = self.model(inputs, None if streams.begins(k) else self.state)
         loss = losses(logits, targets).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.rates.clip)
@@ -61,6 +66,7 @@ class Trainer:
         self.state = detached(state)
         self.losses.append(loss.item())
         self.seconds.append(time.perf_counter() - start)
+        self.learning.append(learning)
 
     def curve(self, points: int = 100) -> dict[str, list[float]]:
         """The loss against the seconds spent in updates, averaged over blocks of updates to that many points."""
@@ -92,6 +98,8 @@ def train(
 ) -> Iterator[float]:
     """Train all of them by turns, update by update, and yield how much of the whole is done after each.
 
+    The learning rate falls to zero along half a cosine.
+
     Args:
         timed: whose order changes with every turn, so that none always follows another.
         untimed: those that come after them in every turn.
@@ -103,9 +111,8 @@ def train(
     done = 0.0
     k = 0
     while done < 1:
-        inputs, targets = streams.window(k)
         for trainer in (*timing.in_turns(timed, k), *untimed):
-            trainer.update(inputs, targets, streams.begins(k))
+            trainer.update(streams, trainer.rates.learning * (1 + math.cos(math.pi * done)) / 2)
         k += 1
         done = k / updates if updates is not None else min(1.0, (time.perf_counter() - start) / seconds)
         yield done
