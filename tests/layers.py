@@ -1,6 +1,7 @@
 """Layers of every kind, drawn at random, and the ways to compute one: fastrnn's engine, torch's own, the truth."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -159,6 +160,15 @@ def run(
     leaves = {f"d{name}": t for name, t in leaves.items() if t.requires_grad}
     gradients = torch.autograd.grad(list(through.values()), list(leaves.values()), given)
     return {name: t.detach() for name, t in outputs.items()} | dict(zip(leaves, gradients, strict=True))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what torch computes in small steps, which more threads make slow where other processes want them too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def yardstick(problem: Problem) -> Layer:
