@@ -17,8 +17,8 @@ class Shape:
     directions: int = 1
 
     def __str__(self) -> str:
-        sizes = f"B={self.batch} T={self.steps} I={self.input} H={self.hidden}"
-        more = "".join(f" {k}={n}" for k, n in (("L", self.layers), ("D", self.directions)) if n > 1)
+        sizes = f"B{self.batch} T{self.steps} I{self.input} H{self.hidden}"
+        more = "".join(f" {k}{n}" for k, n in (("L", self.layers), ("D", self.directions)) if n > 1)
         return sizes + more
 
 
