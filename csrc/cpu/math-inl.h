@@ -60,7 +60,7 @@ FASTRNN_INLINE Vec<C> sigmoid(Vec<C> x) {
   a = a < E::low ? splat<C>(E::low) : a;
   a = a > E::high ? splat<C>(E::high) : a;
   split_exp<C>(a, scale, p);
-  return C(1) / (C(1) + scale * (C(1) + p));  // not fma(scale, p, scale): inf - inf
+  return quotient(splat<C>(1), C(1) + scale * (C(1) + p));  // not fma(scale, p, scale): inf - inf
 }
 
 // tanh|x| = -m / (2 + m) with m = e^(-2|x|) - 1, which keeps its relative accuracy down to the smallest x.
@@ -72,6 +72,6 @@ FASTRNN_INLINE Vec<C> tanh(Vec<C> x) {
   a = a > E::tanh_one ? splat<C>(E::tanh_one) : a;
   split_exp<C>(C(-2) * a, scale, p);
   const Vec<C> m = fma(scale, p, scale - C(1));
-  const Vec<C> t = -m / (C(2) + m);
+  const Vec<C> t = quotient(-m, C(2) + m);
   return (Vec<C>)((Bits<C>)t ^ sign);
 }

@@ -53,23 +53,29 @@ void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t 
   for (int r = 0; r < R; ++r) finish(acc[r], row + r, panel);
 }
 
-// Rows row … rows - 1, in tiles of R and, for the last of them, fewer.
+// A tile of n rows, n <= R.
 template <class C, int R, int kVecs, class Start, class Finish>
-FASTRNN_INLINE void tiles(int64_t rows, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
-                          const Start& start, const Finish& finish) {
+FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
+                            const Start& start, const Finish& finish) {
   if constexpr (R > 0) {
-    for (; row + R <= rows; row += R) tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
-    if (row < rows) tiles<C, R - 1, kVecs>(rows, a, runs, w, row, panel, start, finish);
+    if (n == R) return tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
+    tile_of<C, R - 1, kVecs>(n, a, runs, w, row, panel, start, finish);
   }
 }
 
-// Rows a[0 … rows) times panels [p0, p1) of w.
+// Rows a[0 … rows) times panels [p0, p1) of w, in tiles of about the same number of rows: a last tile of one or two
+// would read the panel for little work.
 template <class C, int kVecs, class Start, class Finish>
 void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, const Start& start,
              const Finish& finish) {
-  const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>;
+  constexpr int64_t kMost = kRegisters / kVecs;
+  const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>, tiles = (rows + kMost - 1) / kMost;
   for (int64_t p = p0; p < p1; ++p) {
-    tiles<C, kRegisters / kVecs, kVecs>(rows, a, runs, w + p * panel_size, 0, p, start, finish);
+    for (int64_t i = 0, row = 0; i < tiles; ++i) {
+      const int64_t n = (rows - row + tiles - i - 1) / (tiles - i);
+      tile_of<C, kMost, kVecs>(n, a, runs, w + p * panel_size, row, p, start, finish);
+      row += n;
+    }
   }
 }
 

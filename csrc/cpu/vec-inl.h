@@ -51,8 +51,22 @@ FASTRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 
 template <class C>
 FASTRNN_INLINE Vec<C> splat(C value) {
-  return Vec<C>{} + value;
+  return value - Vec<C>{};  // x - 0 is x, so this is one broadcast; 0 + x would be an addition, for the sake of -0
 }
+
+// a / b for b >= 1, to an ulp or so. A division of 512 bits takes as long as sixteen multiplications.
+FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
+#if FASTRNN_VECTOR_BYTES == 64
+  b = b > 3.4e38f ? splat(3.4e38f) : b;  // infinity has no Newton step; NaN stays
+  const Vec<float> r =
+      (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)b);  // maskz: GCC 12 warns of the other's undefined lanes
+  return a * fma(r, fma(-b, r, splat(1.f)), r);
+#else
+  return a / b;
+#endif
+}
+
+FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
 
 template <class C>
 FASTRNN_INLINE Vec<C> load(const C* p) {
