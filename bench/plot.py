@@ -89,7 +89,7 @@ def _language_model(row: Row) -> Figure:
 
 def _where(row: Row) -> str:
     made = row.provenance
-    return f"{row.case.dtype}, {row.threads} threads, {made.isa}, torch {made.torch}, {made.cpu}"
+    return f"{row.case.dtype}, threads: {row.threads}, {made.isa}, torch {made.torch}, {made.cpu}"
 
 
 def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:

@@ -12,7 +12,7 @@ def layers_table(rows: Sequence[Row]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.times if name != BASELINE))
     modes = list(dict.fromkeys(row.case.mode for row in rows))
     kinds = list(dict.fromkeys((row.case.dtype, row.threads, row.provenance.isa) for row in rows))
-    title = "; ".join(f"{dtype}, {threads} threads, {isa}" for dtype, threads, isa in kinds)
+    title = "; ".join(f"{dtype}, threads: {threads}, {isa}" for dtype, threads, isa in kinds)
     table = Table(
         title=f"times as fast as {BASELINE} ({title})", caption="ratios of medians, 20 % and 80 % in brackets"
     )

@@ -177,7 +177,7 @@ def _describe(console: Console, options: argparse.Namespace, text: corpus.Corpus
     weights = sum(weight.numel() for weight in model.parameters())
     console.print(
         f"model: {options.layers} x {options.cell}, {options.hidden} units, {weights:,} weights; updates of "
-        f"{options.batch} streams x {options.steps} characters; {options.threads} threads",
+        f"{options.batch} streams x {options.steps} characters; threads: {options.threads}",
         soft_wrap=True,
     )
 
