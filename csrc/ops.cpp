@@ -243,10 +243,9 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
       const int64_t t0 = d == 1 ? T - layer.s1 : layer.s0, t1 = d == 1 ? T - layer.s0 : layer.s1;
       const int64_t rows = call.compact[t1] - call.compact[t0];
       if (need_x) {
-        const int64_t blocks = (rows + cpu::kBlockRows - 1) / cpu::kBlockRows;
-        pass.parallel(blocks, [&](int64_t lo, int64_t hi) {
-          pass.kernels.input_gradient(layer, static_cast<int>(d), lo * cpu::kBlockRows,
-                                      std::min(rows, hi * cpu::kBlockRows));
+        const int64_t parts = std::min<int64_t>(layer.plan.shares(), rows);
+        pass.parallel(parts, [&](int64_t lo, int64_t hi) {
+          pass.kernels.input_gradient(layer, static_cast<int>(d), rows * lo / parts, rows * hi / parts);
         });
       }
       if (need_weights) {

@@ -63,7 +63,7 @@ Plan make_plan(const Problem& p) {
   // Forward: the input product of a chunk is read back at once, so it should stay in the second-level cache, but be
   // tall enough to use each panel of weights many times.
   const int64_t row = int64_t{p.width} * p.H * p.element, batch = std::max<int64_t>(p.B, 1);
-  const int64_t forward_rows = std::max<int64_t>(2 * kBlockRows, (int64_t{512} << 10) / row);
+  const int64_t forward_rows = std::max<int64_t>(kBlockRows, (int64_t{512} << 10) / row);
   plan.forward_steps = std::clamp<int64_t>(forward_rows / batch, 1, std::max<int64_t>(p.T, 1));
   // Backward: the weight gradient is read and written once a chunk, so a chunk is many rows tall.
   const int64_t backward_rows = std::max<int64_t>(512, (int64_t{2} << 20) / (row + (p.H + p.I) * p.element));

@@ -7,7 +7,7 @@
 
 namespace fastrnn::cpu {
 
-constexpr int64_t kBlockRows = 96;  // rows that a product takes at a time
+constexpr int64_t kBlockRows = 192;  // rows that a product takes at a time
 
 // What the plan depends on.
 struct Problem {
