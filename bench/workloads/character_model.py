@@ -45,6 +45,13 @@ def detached(state: State) -> State:
     return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
 
 
+def like(weight: Tensor, state: State | None) -> State | None:
+    """The state in the dtype of a weight."""
+    if state is None:
+        return None
+    return tuple(s.to(weight.dtype) for s in state) if isinstance(state, tuple) else state.to(weight.dtype)
+
+
 @torch.no_grad()
 def heldout_losses(model: CharacterModel, streams: Streams, windows: int) -> Tensor:
     """The loss of every character in the first windows of held-out streams, the state carried, in nats.
