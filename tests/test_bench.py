@@ -1,9 +1,12 @@
 """The benchmarks: texts and batches, timing in turns, checks that refuse what is wrong, results and pictures."""
 
+import copy
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,7 @@ if str(ROOT) not in sys.path:
 from bench import contestants, corpus, cpu, grid, results, rounding, timing  # noqa: E402
 from bench.__main__ import main as bench  # noqa: E402
 from bench.check import Computed, MismatchError, compare  # noqa: E402
-from bench.workloads import language_model, training  # noqa: E402
+from bench.workloads import equality, language_model, training  # noqa: E402
 from bench.workloads.character_model import CharacterModel  # noqa: E402
 
 WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
@@ -220,6 +223,34 @@ def test_the_demo_stops_where_a_loss_is_no_number(
     monkeypatch.setattr(training.Trainer, "update", broken)
     assert demo() == 1
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("windows", "by", "words"),
+    [
+        ({}, 1.001, None),
+        ({1, 3}, 1.001, None),
+        ({0, 1, 4}, 1.001, "logits is off"),
+        ({2}, torch.nan, "no numbers"),
+    ],
+)
+def test_updates_of_the_same_weights_agree_in_most_windows(windows: set[int], by: float, words: str | None) -> None:
+    model = CharacterModel("gru", symbols=9, embedding=4, hidden=5, layers=1)
+    streams = corpus.Streams(torch.randint(9, (200,), dtype=torch.int32), batch=2, steps=6)
+    ours = fastrnn.convert(copy.deepcopy(model))
+    calls = itertools.count()
+    ours.register_forward_hook(lambda _, __, out: (out[0] * (by if next(calls) in windows else 1), out[1]))
+    with pytest.raises(MismatchError, match=words) if words else nullcontext():
+        assert 0 <= equality.check_updates(model, ours, streams, 3, torch.rand(1, 2, 5)) < 10
+
+
+def test_losses_of_the_same_weights_agree() -> None:
+    exact = torch.rand(30, 40, dtype=torch.float64) + 1
+    theirs = exact.float()
+    equality.check_losses(theirs * (1 + 4e-7), theirs, exact)
+    for wrong in (theirs * (1 + 1e-6), theirs * torch.nan):
+        with pytest.raises(MismatchError, match="held-out losses"):
+            equality.check_losses(wrong, theirs, exact)
 
 
 def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:

@@ -4,7 +4,7 @@ Both models start from the same weights and see the same batches in the same ord
 process. That they compute the same is checked in three ways, and the program fails if one of them does not hold:
 
 1. before training and after it, logits and gradients of updates are as close to float64 as torch.nn's own;
-2. torch.nn's trained weights, loaded into fastrnn, give every held-out character the loss that torch.nn gives it, as
+2. torch.nn's trained weights, loaded into fastrnn, give the held-out characters the losses that torch.nn gives them, as
    measured against float64;
 3. the two trained models give the same held-out perplexity, within what rounding does to torch.nn
    (:mod:`bench.rounding`).
@@ -30,25 +30,16 @@ from rich.text import Text
 import fastrnn
 from bench import corpus, plot, results
 from bench.arguments import positive_float, positive_int
-from bench.check import Computed, MismatchError, compare
+from bench.check import MismatchError
 from bench.rounding import Deviation, deviation, moved_by_rounding
 from bench.timing import Times, no_collection
 from bench.workloads import training
-from bench.workloads.character_model import (
-    LAYERS,
-    CharacterModel,
-    State,
-    heldout_losses,
-    like,
-    losses,
-    perplexity,
-    sample,
-)
+from bench.workloads.character_model import LAYERS, CharacterModel, heldout_losses, perplexity, sample
+from bench.workloads.equality import check_losses, check_updates
 
 TORCH, OURS, MOVED = results.BASELINE, "fastrnn", "torch.nn, one rounding unit away"
 REFRESH = 0.25  # seconds between two looks at the progress
 SAMPLED = 400  # characters
-CHECKED = 4  # updates that are compared with float64 before training and after it
 
 
 @dataclass(frozen=True)
@@ -126,49 +117,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
     for mismatch in outcome.mismatches:
         console.print(f"[red]Not the same: {mismatch}[/red]", soft_wrap=True)
     return 1 if outcome.mismatches else 0
-
-
-def check_updates(
-    model: CharacterModel, ours: CharacterModel, streams: corpus.Streams, first: int, state: State | None
-) -> float:
-    """Check logits and gradients of some updates against float64; both models have the same weights, and keep them.
-
-    Several windows are compared as one, since the largest error of a single one depends on chance: a gradient that
-    comes through many steps has its error in few directions.
-
-    Args:
-        model: torch.nn's.
-        ours: fastrnn's.
-        streams: the batches.
-        first: number of the first window.
-        state: what the model carries into it.
-
-    Returns:
-        The largest error, as a multiple of torch.nn's own and a rounding unit.
-
-    Raises:
-        MismatchError: fastrnn computes something else than torch.nn.
-    """
-    windows = range(first, first + CHECKED)
-    states = []
-    for k in windows:
-        states.append(None if streams.begins(k) else state)
-        with torch.no_grad():
-            _, state = model(streams.window(k)[0], states[-1])
-
-    def computed(model: CharacterModel) -> Computed:
-        model.train()
-        names, weights = zip(*model.named_parameters(), strict=True)
-        found = []
-        for k, carried in zip(windows, states, strict=True):
-            inputs, targets = streams.window(k)
-            logits, _ = model(inputs, like(weights[0], carried))
-            gradients = torch.autograd.grad(losses(logits, targets).mean(), weights)
-            found.append((logits.detach(), *gradients))
-        every = [torch.stack(values) for values in zip(*found, strict=True)]
-        return Computed({"logits": every[0]}, dict(zip(names, every[1:], strict=True)))
-
-    return compare(OURS, computed(ours), computed(model), computed(copy.deepcopy(model).double()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -268,8 +216,7 @@ def _evaluate(
     except MismatchError as error:
         mismatches.append(f"updates after training, {error}")
     try:
-        name = "held-out losses of the same weights"
-        compare(OURS, Computed({name: same_losses}), Computed({name: found[TORCH]}), Computed({name: exact}))
+        check_losses(same_losses, found[TORCH], exact)
     except MismatchError as error:
         mismatches.append(str(error))
     apart = deviation(found[OURS], found[TORCH], [found[MOVED]])
