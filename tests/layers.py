@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import _VF, Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import _autograd, reference
@@ -14,6 +15,14 @@ from fastrnn.reference import CELLS
 LAYOUTS = ("dense", "lengths", "packed")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PARTS = ("y", "h_n", "c_n", "cells")
+# The same numbers, lying elsewhere, with NaN around them.
+STRIDES = {
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "rows apart": lambda t: torch.stack([t, t * torch.nan], 1)[:, 0],
+    "features apart": lambda t: torch.stack([t, t * torch.nan], -1)[..., 0],
+    "a part": lambda t: pad(t, (3, 5), value=torch.nan)[..., 3:-5],
+    "negated": lambda t: torch._neg_view(-t),
+}
 
 
 @dataclass(frozen=True)

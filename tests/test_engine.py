@@ -10,7 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from accuracy import assert_accurate, assert_same
-from layers import DTYPES, LAYOUTS, PARTS, Layer, Problem, draw, fast, one_thread, readable, run, stock, yardstick
+from layers import (
+    DTYPES,
+    LAYOUTS,
+    PARTS,
+    STRIDES,
+    Layer,
+    Problem,
+    draw,
+    fast,
+    one_thread,
+    readable,
+    run,
+    stock,
+    yardstick,
+)
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence
@@ -228,15 +242,6 @@ def test_frozen_tensors_change_no_other_gradient(cell: str, bidirectional: bool,
         found = run(fast(tape), problem, frozen=names - wanted)
         assert {name for name in found if name.startswith("d")} == {f"d{name}" for name in wanted}
         assert_same(found, {name: everything[name] for name in found})
-
-
-STRIDES = {
-    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-    "rows apart": lambda t: torch.stack([t, t * torch.nan], 1)[:, 0],
-    "features apart": lambda t: torch.stack([t, t * torch.nan], -1)[..., 0],
-    "a part": lambda t: pad(t, (3, 5), value=torch.nan)[..., 3:-5],
-    "negated": lambda t: torch._neg_view(-t),
-}
 
 
 @pytest.mark.parametrize("strides", STRIDES)
