@@ -81,6 +81,8 @@ def _(
         batch = x.shape[1]
     elif h0 is not None or c0 is not None:
         batch = (h0 if h0 is not None else c0).shape[1]  # type: ignore[union-attr]
+    elif type(batch_sizes) is Tensor and not batch_sizes.is_meta:  # x is on the meta device; nothing is traced
+        batch = int(batch_sizes[0])
     else:
         batch = torch.library.get_ctx().new_dynamic_size()
     compute, nothing = compute_dtype(x.dtype), (0,)
