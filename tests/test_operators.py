@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from layers import DTYPES, LAYOUTS, Problem, draw, upstream
+from accuracy import assert_same
+from layers import DTYPES, LAYOUTS, Problem, draw, fast, upstream
 from torch import Tensor
 
 from fastrnn import _ops
@@ -154,3 +155,29 @@ def test_arguments_stay_as_they_were(cell: str, layout: str, tape: str) -> None:
     own = [t.untyped_storage().data_ptr() for t in results]
     assert not owned & set(own), "a result is no view of an argument"
     assert len(own) == len(set(own)), "nor of another result"
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own doing
+@pytest.mark.parametrize("tape", ["full", "lean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_for_all_sizes(kind: str, tape: str) -> None:
+    """Forward and backward, compiled with whatever describes the sequences as inputs."""
+
+    def number(x: Tensor, weights: list[Tensor], *rest: Tensor | None) -> Tensor:
+        h0, c0, batch_sizes, lengths, reset = rest
+        p = Problem("lstm", x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset, cells)
+        return sum(t.float().square().sum() for t in fast(tape)(p) if t.requires_grad)
+
+    compiled = torch.compile(number, fullgraph=True, dynamic=True, backend="aot_eager")
+    for steps, batch in ((9, 5), (11, 6), (70, 4)):
+        problem = draw("lstm", steps, batch, **KINDS[kind])
+        bidirectional, cells = problem.bidirectional, problem.cells
+        rest = (problem.h0, problem.c0, problem.batch_sizes, problem.lengths, problem.reset)
+        found = []
+        for function in (compiled, number):
+            x, *weights = (t.detach().clone().requires_grad_() for t in (problem.x, *problem.weights))
+            loss = function(x, weights, *rest)
+            loss.backward()
+            found.append({"loss": loss.detach(), "dx": x.grad} | {f"d{i}": w.grad for i, w in enumerate(weights)})
+        assert_same(*found)
+    torch._dynamo.reset()
