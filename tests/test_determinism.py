@@ -1,6 +1,5 @@
 """The same bits every time: from run to run, on any number of threads, and for a row whatever the rows around it."""
 
-import ctypes
 import itertools
 import os
 import subprocess
@@ -222,26 +221,29 @@ def test_workers_of_a_data_loader() -> None:
 @pytest.mark.parametrize("sizes", [(20, 16, 5, 40), (20, 2, 5, 256)], ids=["small", "large"])
 def test_inside_a_parallel_region(sizes: tuple[int, ...]) -> None:
     """There a loop's shares all come to the calling thread, which must not wait for itself at a barrier."""
-    with open("/proc/self/maps") as maps:
-        libraries = {line.split()[-1] for line in maps if "libgomp" in line}
-    if not libraries:
-        pytest.skip("torch's threads are not OpenMP's")
+    code = f"""
+    import ctypes
     torch.set_num_threads(2)
-    problems = [draw(cell, *sizes, bidirectional=True) for cell in CELLS]
-    expected, found = [run(fast(), problem) for problem in problems], []
+    problems, found = [draw(cell, *{sizes}, bidirectional=True) for cell in CELLS], []
+    expected = [run(fast(), problem) for problem in problems]
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    def body(_: object) -> None:
+    def body(_):
         found.append([run(fast(), problem) for problem in problems])
 
-    # The pool is that of the library that torch itself has loaded.
+    # The threads are those of the library that torch has loaded: OpenMP's, or there is no such region.
+    with open("/proc/self/maps") as maps:
+        libraries = {{line.split()[-1] for line in maps if "libgomp" in line}}
     for library in libraries:
         ctypes.CDLL(library).GOMP_parallel(body, None, 2, 0)
-    assert len(found) == 2 * len(libraries)
-    rows = range(sizes[1])
     for results in found:
-        for ours, theirs in zip(results, expected, strict=True):
-            assert_same(by_row(ours, rows), by_row(theirs, rows))
+        for ours, theirs in zip(results, expected):
+            assert_same(by_row(ours, range({sizes}[1])), by_row(theirs, range({sizes}[1])))
+    assert len(found) == 2 * len(libraries)
+    print(len(libraries))
+    """
+    if int(in_a_process(code)) == 0:
+        pytest.skip("torch's threads are not OpenMP's")
 
 
 @pytest.mark.parametrize("sizes", [(20, 16, 5, 40), (20, 2, 5, 256)], ids=["small", "large"])
