@@ -203,7 +203,7 @@ struct BackwardShare : Share<C, CellT> {
     }
     const Runs runs = CellT::kGates == 3 ? Runs{2 * H, 3 * H, H} : Runs{CellT::kGates * H};
     product<C, kPlainVecs>(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, StartAt<C>{dh, H, true},
-                           StoreAt<C>{dh, H});
+                           StoreAt<C>{dh, H, false});
   }
 };
 
@@ -246,8 +246,8 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.out[block.n] = layer.dx.at(t, share.row(at - share.compact(t)));
     if (++block.n < kBlockRows && at + 1 < hi) continue;
     product<C, kPlainVecs>(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0,
-                           plain_panels<C>(layer.I), StartAt<C>{block.out, layer.I, layer.directions == 2},
-                           StoreAt<C>{block.out, layer.I});
+                           plain_panels<C>(layer.I), StartAt<C>{block.out, layer.I, false},
+                           StoreAt<C>{block.out, layer.I, layer.directions == 2});
     block.n = 0;
   }
 }

@@ -9,8 +9,8 @@ struct ExpTraits<float> {
   static constexpr float log2e = 1.44269504f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float low = -88.f, high = 89.f;  // e^low rounds to 0 beside 1, e^high is infinity
-  static constexpr float tanh_one = 10.f;           // tanh rounds to 1 from here on
+  static constexpr float low = -88.f;      // e^low comes out as 0
+  static constexpr float tanh_one = 10.f;  // tanh rounds to 1 from here on
   static constexpr int degree = 7;
 };
 template <>
@@ -19,7 +19,7 @@ struct ExpTraits<double> {
                           ln2_lo = 1.90821492927058770002e-10;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double low = -708.0, high = 710.0;
+  static constexpr double low = -708.0;
   static constexpr double tanh_one = 20.0;
   static constexpr int degree = 13;
 };
@@ -39,7 +39,7 @@ struct ExpTail {
   }
 };
 
-// scale = 2^n and p = e^r - 1 with x = n ln 2 + r. x lies in [low, high] or is NaN (p is NaN then).
+// scale = 2^n and p = e^r - 1 with x = n ln 2 + r. x lies in [low, 0] or is NaN (p is NaN then).
 template <class C>
 FASTRNN_INLINE void split_exp(Vec<C> x, Vec<C>& scale, Vec<C>& p) {
   using E = ExpTraits<C>;
@@ -53,17 +53,20 @@ FASTRNN_INLINE void split_exp(Vec<C> x, Vec<C>& scale, Vec<C>& p) {
   scale = (Vec<C>)(power << E::mantissa);
 }
 
+// e / (1 + e) with e = exp(-|x|) <= 1 is the smaller of sigmoid(x) and sigmoid(-x); the larger is 1 minus that, which
+// rounds once where 1 / (1 + e) would round three times.
 template <class C>
 FASTRNN_INLINE Vec<C> sigmoid(Vec<C> x) {
   using E = ExpTraits<C>;
-  Vec<C> a = -x, scale, p;
+  Vec<C> a = x > C(0) ? -x : x, scale, p;
   a = a < E::low ? splat<C>(E::low) : a;
-  a = a > E::high ? splat<C>(E::high) : a;
   split_exp<C>(a, scale, p);
-  return quotient(splat<C>(1), C(1) + scale * (C(1) + p));  // not fma(scale, p, scale): inf - inf
+  const Vec<C> e = fma(scale, p, scale), q = quotient(e, C(1) + e);
+  return x > C(0) ? C(1) - q : q;
 }
 
-// tanh|x| = -m / (2 + m) with m = e^(-2|x|) - 1, which keeps its relative accuracy down to the smallest x.
+// tanh|x| = -m / (2 + m) with m = e - 1, e = exp(-2|x|), keeps its relative accuracy down to the smallest x; farther
+// out 1 - 2 e / (1 + e) rounds less. The denominators are the same.
 template <class C>
 FASTRNN_INLINE Vec<C> tanh(Vec<C> x) {
   using E = ExpTraits<C>;
@@ -71,7 +74,9 @@ FASTRNN_INLINE Vec<C> tanh(Vec<C> x) {
   Vec<C> a = (Vec<C>)((Bits<C>)x ^ sign), scale, p;
   a = a > E::tanh_one ? splat<C>(E::tanh_one) : a;
   split_exp<C>(C(-2) * a, scale, p);
-  const Vec<C> m = fma(scale, p, scale - C(1));
-  const Vec<C> t = quotient(-m, C(2) + m);
+  const Vec<C> m = fma(scale, p, scale - C(1)), e = fma(scale, p, scale);
+  const auto far = a > C(0.6);
+  const Vec<C> q = quotient(far ? C(-2) * e : -m, C(1) + e);
+  const Vec<C> t = far ? C(1) + q : q;
   return (Vec<C>)((Bits<C>)t ^ sign);
 }

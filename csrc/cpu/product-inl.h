@@ -37,6 +37,23 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
   }
 }
 
+// A sum's rounding errors grow with its length: after every kBlock terms the sum so far is set aside, and the next
+// block starts from zero.
+constexpr int64_t kBlock = 64;
+
+template <class C, int R, int kVecs>
+FASTRNN_INLINE void add_blocks(Vec<C> (&sum)[R][kVecs], const C* const* a, int64_t offset, int64_t k, int64_t K,
+                               const C* w, const C* ahead) {
+  constexpr int64_t kStride = kVecs * kLanes<C>;
+  for (; k < K; k += kBlock) {
+    Vec<C> acc[R][kVecs] = {};
+    accumulate<C, R, kVecs>(acc, a, offset + k, k + kBlock < K ? kBlock : K - k, w + k * kStride, ahead + k * kStride);
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = sum[r][v] + acc[r][v];
+    }
+  }
+}
+
 template <class C, int R, int kVecs, class Start, class Finish>
 void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel, const Start& start,
           const Finish& finish) {
@@ -44,13 +61,12 @@ void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t 
   // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
   const int64_t nth = row / R < kVecs ? row / R : kVecs - 1;
   const C* ahead = w + (runs.K + runs.K2) * kStride + nth * kLanes<C>;
-  Vec<C> acc[R][kVecs];
-  for (int r = 0; r < R; ++r) start(acc[r], row + r, panel);
-  accumulate<C, R, kVecs>(acc, a + row, 0, runs.K, w, ahead);
-  if (runs.K2 > 0) {
-    accumulate<C, R, kVecs>(acc, a + row, runs.second, runs.K2, w + runs.K * kStride, ahead + runs.K * kStride);
-  }
-  for (int r = 0; r < R; ++r) finish(acc[r], row + r, panel);
+  Vec<C> sum[R][kVecs];
+  for (int r = 0; r < R; ++r) start(sum[r], row + r, panel);
+  accumulate<C, R, kVecs>(sum, a + row, 0, runs.K < kBlock ? runs.K : kBlock, w, ahead);
+  add_blocks<C, R, kVecs>(sum, a + row, 0, kBlock, runs.K, w, ahead);
+  add_blocks<C, R, kVecs>(sum, a + row, runs.second, 0, runs.K2, w + runs.K * kStride, ahead + runs.K * kStride);
+  for (int r = 0; r < R; ++r) finish(sum[r], row + r, panel);
 }
 
 // A tile of n rows, n <= R.
@@ -108,13 +124,15 @@ struct StartAt {  // continue from what `out` holds, or from zero
 };
 
 template <class C>
-struct StoreAt {
+struct StoreAt {  // write what `out` holds, or add to it: then the order of two such sums is no matter
   C* const* out;
   int64_t n;
+  bool add;
   FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
     for (int v = 0; v < kPlainVecs; ++v) {
       const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
-      store(out[row] + at, acc[v], lanes_at<C>(at, n));
+      const int lanes = lanes_at<C>(at, n);
+      store(out[row] + at, add ? load(out[row] + at, lanes) + acc[v] : acc[v], lanes);
     }
   }
 };
@@ -151,15 +169,15 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
 // in the others. A block of k at a time, so that rows are read a cache line at a time.
 template <class C>
 void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t K, C* to, int64_t stride) {
-  constexpr int64_t kBlock = kLanes<C>;
-  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
+  constexpr int64_t kSquare = kLanes<C>;
+  for (int64_t k0 = 0; k0 < K; k0 += kSquare) {
+    const int64_t k1 = k0 + kSquare < K ? k0 + kSquare : K;
     if (unit == 1) {
       for (int64_t k = k0; k < k1; ++k) store(to + k * stride, load(from + k * column, lanes));
       continue;
     }
 #if FASTRNN_VECTOR_BYTES == 64
-    if (column == 1 && k1 - k0 == kBlock) {
+    if (column == 1 && k1 - k0 == kSquare) {
       Vec<C> square[kLanes<C>];
       for (int lane = 0; lane < kLanes<C>; ++lane) {
         square[lane] = lane < lanes ? load(from + lane * unit + k0) : Vec<C>{};
