@@ -100,17 +100,15 @@ template <class C>
 struct WeightGradients {
   Pass<C>& pass;
   Tensor dw_ih, dw_hh, db;  // db: by pre-activation column
-  Tensor partial, ones;
+  Tensor partial;
   bool any = false;
 
-  WeightGradients(Pass<C>& p, int64_t most_rows) : pass(p) {
+  explicit WeightGradients(Pass<C>& p) : pass(p) {
     const int64_t rows = cpu::gate_count(p.call.cell) * p.call.H, H = p.call.H, I = p.call.I;
     dw_ih = torch::stable::new_empty(p.call.x, Sizes{rows, I}, kScalar<C>);
     dw_hh = torch::stable::new_empty(p.call.x, Sizes{rows, H}, kScalar<C>);
     db = torch::stable::new_empty(p.call.x, Sizes{1, p.width * H}, kScalar<C>);
     partial = p.tensor({rows * std::max<int64_t>({I, H, 1})});
-    ones = p.tensor({1, most_rows});
-    std::fill(p.data(ones), p.data(ones) + most_rows, C(1));
   }
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
@@ -125,7 +123,11 @@ struct WeightGradients {
     } else {
       product(dgates, h_prev, dw_hh);
     }
-    if (pass.call.bias) accumulate(columns(ones, 0, n), dgates, db);
+    if (pass.call.bias) {
+      // Not a product with ones: aten's sum is pairwise, and over many steps that is what keeps it exact.
+      const std::array<int64_t, 1> rows{0};
+      add_to(db, torch::stable::sum(dgates, rows, true));
+    }
     any = true;
   }
 
@@ -135,13 +137,18 @@ struct WeightGradients {
 
   void accumulate(const Tensor& a, const Tensor& b, const Tensor& into) {
     if (!any) return multiply(a, b, into);
+    const Tensor more = torch::stable::reshape(leading(partial, 0, into.numel()), into.sizes());
+    multiply(a, b, more);
+    add_to(into, more);
+  }
+
+  void add_to(const Tensor& into, const Tensor& more) {
     const int64_t n = into.numel();
-    multiply(a, b, torch::stable::reshape(leading(partial, 0, n), into.sizes()));
     C* const sum = Pass<C>::data(into);
-    const C* const more = Pass<C>::data(partial);
+    const C* const terms = more.template const_data_ptr<C>();
     const int64_t parts = n > 65536 ? pass.layer.plan.shares() : 1;
     pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] += more[i];
+      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] = any ? sum[i] + terms[i] : terms[i];
     });
   }
 
@@ -227,7 +234,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
       x_rows.push_back(pass.tensor({most_rows, I}));
       dir.x_chunk = pass.data(x_rows[d]);
     }
-    if (need_weights) sums.emplace_back(pass, most_rows);
+    if (need_weights) sums.emplace_back(pass);
   }
   const Tensor x_flat = x_compact ? torch::stable::reshape(x, Sizes{call.N, I}) : x;
   pass.pack(recompute, true, need_x);
