@@ -224,7 +224,7 @@ def test_inside_a_parallel_region(sizes: tuple[int, ...]) -> None:
     code = f"""
     import ctypes
     torch.set_num_threads(2)
-    problems, found = [draw(cell, *{sizes}, bidirectional=True) for cell in CELLS], []
+    problems, found = [draw(cell, *{sizes}) for cell in CELLS], []
     expected = [run(fast(), problem) for problem in problems]
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)

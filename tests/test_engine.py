@@ -83,6 +83,35 @@ def test_cell_states_of_all_steps(bidirectional: bool, dtype: torch.dtype, layou
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@DIRECTIONS
+@ALL
+def test_short_dtypes_are_storage(cell: str, bidirectional: bool, dtype: torch.dtype, layout: str) -> None:
+    """What comes out is what float32 computes from the same numbers, rounded once, at the end."""
+    problem = draw(cell, bidirectional=bidirectional, dtype=dtype, layout=layout, reset=True, cells=True)
+    for tape in ("full", "lean"):
+        ours, wide = fast(tape)(problem), fast(tape)(problem.to(torch.float32))
+        assert torch.equal(ours[3], wide[3]), "cell states are float32 as they are"
+        for result, exact in zip(ours[:3], wide[:3], strict=True):
+            assert torch.equal(result, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_dtypes_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
+    """Y = relu(w x), a product that is exact in float32, for every x there is: ties, subnormals, infinities, NaN."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    for width in (1, 16, 37):
+        w = (torch.randn(width) * 2.0 ** torch.randint(-12, 3, (width,))).to(dtype)
+        w[0] = 1
+        problem = Problem(
+            "rnn_relu", x[None, :, None], None, None, [w[:, None], torch.zeros(width, width, dtype=dtype)]
+        )
+        y, exact = fast()(problem)[0][0], (x[:, None].float() * w.float()).relu().to(dtype)
+        assert torch.equal(y.isnan(), exact.isnan())
+        assert torch.equal(y.nan_to_num(nan=-1), exact.nan_to_num(nan=-1))
+
+
 @pytest.mark.parametrize("given", ["no state", "no bias", "x and weights"])
 @EVERY_DTYPE
 @DIRECTIONS
@@ -301,7 +330,13 @@ def test_other_instruction_sets(isa: str) -> None:
     """A process has one instruction set: this file in another process has another."""
     found = other_process(["-c", "from fastrnn import _ops; print(_ops.cpu_isa())"], isa)
     assert found.stdout.strip() == isa
-    chosen = ["-k", "kind_of_layer or cell_states or sizes or saturat or strides", "-q", "-p", "no:cacheprovider"]
+    chosen = [
+        "-k",
+        "kind_of_layer or cell_states or short or sizes or saturat or strides",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     tests = other_process(["-m", "pytest", "tests/test_engine.py", *chosen], isa)
     assert tests.returncode == 0, tests.stdout + tests.stderr
     assert " passed" in tests.stdout
