@@ -19,7 +19,7 @@ struct ExpTraits<double> {
                           ln2_lo = 1.90821492927058770002e-10;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double low = -708.0;
+  static constexpr double low = -709.0;
   static constexpr double tanh_one = 20.0;
   static constexpr int degree = 13;
 };
