@@ -151,6 +151,7 @@ struct Call {
   void read_dense(const OptionalTensor& lengths) {
     T = x.size(0);
     B = x.size(1);
+    STD_TORCH_CHECK(T > 0, "x: expected at least one step, got none");
     N = T * B;
     alive.assign(T, B);
     for (int64_t t = 0; t < T; ++t) first.push_back(t * B);

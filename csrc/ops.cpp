@@ -99,7 +99,8 @@ struct Gradients {
 template <class C>
 struct WeightGradients {
   Pass<C>& pass;
-  Tensor dw_ih, dw_hh, db;  // db: by pre-activation column
+  Tensor dw_ih, dw_hh;
+  std::vector<double> db;  // by pre-activation column; over many chunks, only double keeps a plain sum exact
   Tensor partial;
   bool any = false;
 
@@ -107,7 +108,7 @@ struct WeightGradients {
     const int64_t rows = cpu::gate_count(p.call.cell) * p.call.H, H = p.call.H, I = p.call.I;
     dw_ih = torch::stable::new_empty(p.call.x, Sizes{rows, I}, kScalar<C>);
     dw_hh = torch::stable::new_empty(p.call.x, Sizes{rows, H}, kScalar<C>);
-    db = torch::stable::new_empty(p.call.x, Sizes{1, p.width * H}, kScalar<C>);
+    db.assign(p.width * H, 0.0);
     partial = p.tensor({rows * std::max<int64_t>({I, H, 1})});
   }
 
@@ -124,9 +125,10 @@ struct WeightGradients {
       product(dgates, h_prev, dw_hh);
     }
     if (pass.call.bias) {
-      // Not a product with ones: aten's sum is pairwise, and over many steps that is what keeps it exact.
       const std::array<int64_t, 1> rows{0};
-      add_to(db, torch::stable::sum(dgates, rows, true));
+      const Tensor sum = torch::stable::sum(dgates, rows, true);  // pairwise, which a product with ones is not
+      const C* const terms = sum.template const_data_ptr<C>();
+      for (size_t i = 0; i < db.size(); ++i) db[i] += terms[i];
     }
     any = true;
   }
@@ -139,16 +141,12 @@ struct WeightGradients {
     if (!any) return multiply(a, b, into);
     const Tensor more = torch::stable::reshape(leading(partial, 0, into.numel()), into.sizes());
     multiply(a, b, more);
-    add_to(into, more);
-  }
-
-  void add_to(const Tensor& into, const Tensor& more) {
     const int64_t n = into.numel();
     C* const sum = Pass<C>::data(into);
     const C* const terms = more.template const_data_ptr<C>();
     const int64_t parts = n > 65536 ? pass.layer.plan.shares() : 1;
     pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] = any ? sum[i] + terms[i] : terms[i];
+      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] += terms[i];
     });
   }
 
@@ -157,17 +155,16 @@ struct WeightGradients {
     const int64_t H = pass.call.H, gates = cpu::gate_count(pass.call.cell);
     const ScalarType storage = pass.call.x.scalar_type();
     if (!any) {
-      for (Tensor* t : {&dw_ih, &dw_hh, &db}) torch::stable::zero_(*t);
+      for (Tensor* t : {&dw_ih, &dw_hh}) torch::stable::zero_(*t);
     }
     gradients.push_back(as(dw_ih, storage));
     gradients.push_back(as(dw_hh, storage));
     if (!pass.call.bias) return;
     for (const bool hidden : {false, true}) {
       const Tensor b = torch::stable::new_empty(pass.call.x, Sizes{gates * H}, kScalar<C>);
-      const C* const from = Pass<C>::data(db);
       C* const to = Pass<C>::data(b);
       const bool apart = hidden && pass.call.cell == cpu::Cell::kGru;
-      for (int64_t i = 0; i < gates * H; ++i) to[i] = from[apart && i >= 2 * H ? i + H : i];
+      for (int64_t i = 0; i < gates * H; ++i) to[i] = static_cast<C>(db[apart && i >= 2 * H ? i + H : i]);
       gradients.push_back(as(b, storage));
     }
   }
