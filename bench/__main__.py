@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench cpu`` measures, ``python -m bench plot RESULTS`` draws."""
+"""The command line: ``python -m bench cpu`` measures, ``plot`` and ``report`` show what was measured."""
 
 import argparse
 import sys
@@ -9,10 +9,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import cpu, plot, report, results
+from bench import contestants, cpu, packed, plot, report, resets, results, roofline, scaling, streaming, tape
 from bench.arguments import positive_float, positive_int
 from bench.check import MismatchError
 from bench.grid import CELLS, GRIDS
+from bench.plan import DTYPES, Job, Plan
+
+WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
+ALSO = {"streaming": streaming, "packed": packed, "reset": resets, "tape": tape, "scaling": scaling}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,32 +32,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of fastrnn.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    measure = commands.add_parser("cpu", help="measure layers on the CPU against torch.nn")
+    measure = commands.add_parser("cpu", help="measure layers on the CPU against torch.nn and others")
     measure.set_defaults(run=_cpu)
     measure.add_argument("--grid", choices=list(GRIDS), default="quick", help="which shapes (default: %(default)s)")
     measure.add_argument("--cells", nargs="+", choices=CELLS, default=["lstm", "gru", "rnn_tanh"], metavar="CELL")
-    measure.add_argument("--dtype", choices=list(cpu.DTYPES), default="float32")
+    measure.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], help="one or more")
     measure.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="default: %(default)s")
-    measure.add_argument("--seconds", type=positive_float, default=2.0, help="per case (default: %(default)s)")
-    measure.add_argument("--cell-loop", action="store_true", help="measure a Python loop over torch.nn's cells as well")
+    measure.add_argument("--seconds", type=positive_float, default=2.0, help="per row (default: %(default)s)")
+    measure.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=list(contestants.NAMES),
+        help="beside torch.nn (default: all, but for the cell loop in the full grid)",
+    )
+    measure.add_argument(
+        "--also",
+        nargs="*",
+        choices=list(ALSO),
+        help="benchmarks beside the grid, in float32 (default: all with the core and full grids, none with quick)",
+    )
     measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")
     draw.add_argument("--out", type=Path, help="folder of the pictures (default: that of the results)")
+    tabulate = commands.add_parser("report", help="tables of results files, and which targets they reach")
+    tabulate.set_defaults(run=_report)
+    tabulate.add_argument("results", type=Path, nargs="+", help="files of JSON lines")
     return parser
 
 
 def _cpu(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    contestants = [results.BASELINE, "fastrnn", *(["torch.nn cell loop"] if options.cell_loop else [])]
-    plan = cpu.Plan(options.cells, GRIDS[options.grid], options.dtype, contestants, options.seconds)
-    console = Console()
+    console = _console()
+    jobs: list[Job] = []
+    for dtype in options.dtype:
+        plan = _plan(options, dtype, console)
+        rates = roofline.measured(dtype, options.threads)
+        reading = ", ".join(f"{size >> 10} KiB {rate / 1e9:.0f}" for size, rate in rates.reading.items())
+        console.print(f"{dtype}: torch multiplies at {rates.gemm / 1e9:.0f} GFlop/s and reads at (GB/s) {reading}")
+        jobs += cpu.jobs(plan)
+        if dtype == "float32":
+            also = options.also if options.also is not None else ([] if options.grid == "quick" else list(ALSO))
+            jobs += [job for name in also for job in ALSO[name].jobs(plan)]
     refused: list[str] = []
-    results.write(options.out, _measured(plan, console, refused))
+    results.write(options.out, _measured(jobs, console, refused))
     rows = results.read(options.out)
     if rows:
-        console.print(report.layers_table(rows))
+        _show(rows, console, targets=options.grid != "quick" or bool(options.also))
         for picture in plot.draw(rows, options.out.parent, options.out.stem):
             console.print(f"picture: {picture}", soft_wrap=True)
         console.print(f"results: {options.out}", soft_wrap=True)
@@ -62,21 +88,46 @@ def _cpu(options: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _measured(plan: cpu.Plan, console: Console, refused: list[str]) -> Iterator[results.Row]:
-    """Rows as they are measured, under a progress bar; layers that do not agree with torch.nn go to ``refused``."""
+def _plan(options: argparse.Namespace, dtype: str, console: Console) -> Plan:
+    """What is asked for; says who cannot take part."""
+    keys = options.contestants or [key for key in contestants.NAMES if (options.grid, key) != ("full", "cell-loop")]
+    taking_part = [results.BASELINE]
+    for name in dict.fromkeys(contestants.NAMES[key] for key in keys):
+        reason = contestants.unavailable(name, dtype)
+        if reason is None:
+            taking_part.append(name)
+        else:
+            console.print(f"{name} does not take part in {dtype}: {reason}", soft_wrap=True)
+    return Plan(options.cells, GRIDS[options.grid], dtype, taking_part, options.seconds)
+
+
+def _measured(jobs: Sequence[Job], console: Console, refused: list[str]) -> Iterator[results.Row]:
+    """Rows as they are measured, under a progress bar; what does not agree with torch.nn goes to ``refused``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # no refreshing thread: it would take the time of what is being measured
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
-        layers = plan.layers()
-        task = progress.add_task("", total=len(layers) * len(cpu.MODES))
-        for place, (cell, shape) in enumerate(layers):
-            progress.update(task, description=f"{cell} {shape}", completed=place * len(cpu.MODES), refresh=True)
+        task = progress.add_task("", total=sum(job.rows for job in jobs))
+        done = 0
+        for job in jobs:
+            progress.update(task, description=job.label, completed=done, refresh=True)
             try:
-                for row in cpu.measure(cell, shape, plan):
+                for row in job.measure():
                     progress.update(task, advance=1, refresh=True)
                     yield row
             except MismatchError as error:
-                refused.append(f"{cell} {shape}: {error}")
+                refused.append(f"{job.label}: {error}")
+            done += job.rows
+
+
+def _show(rows: Sequence[results.Row], console: Console, targets: bool) -> None:
+    for table in report.tables(rows):
+        console.print(table)
+    if targets:
+        console.print(report.targets_table(rows))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def _plot(options: argparse.Namespace) -> int:
@@ -85,6 +136,11 @@ def _plot(options: argparse.Namespace) -> int:
         raise results.ResultsError(f"{options.results} has no rows")
     for picture in plot.draw(rows, options.out or options.results.parent, options.results.stem):
         print(picture)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _show([row for path in options.results for row in results.read(path)], _console(), targets=True)
     return 0
 
 

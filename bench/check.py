@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from bench.contestants import CellLoop
 from fastrnn._accuracy import allowed, error
 
+INFERENCE = " in inference"
+
 
 class MismatchError(Exception):
     """A contestant computes something else than torch.nn."""
@@ -47,15 +49,24 @@ def compare(name: str, ours: Computed, theirs: Computed, reference: Computed) ->
     )
 
 
-def check_stacks(stacks: Mapping[str, nn.Module], baseline: nn.RNNBase, x: Tensor) -> dict[str, float]:
+def check_stacks(
+    stacks: Mapping[str, nn.Module],
+    baseline: nn.Module,
+    x: Tensor,
+    reference: nn.Module | None = None,
+    training: bool = True,
+) -> dict[str, float]:
     """Check stacks with the baseline's weights against it: outputs, last states, and gradients through all of them.
 
-    Inference is checked apart from training, as an engine may take another way there.
+    Inference is checked apart from training, as an engine may take another way there; it is all that is checked of a
+    stack that says ``inference_only``.
 
     Args:
         stacks: the contestants by name, without the baseline.
         baseline: the stack of torch.nn.
         x: the input, ``(T, B, I)``.
+        reference: computes the same, to be run in float64; it becomes float64. None: a loop over torch.nn's cells.
+        training: whether to check more than inference.
 
     Returns:
         Each contestant's largest error, as a multiple of torch.nn's own error and a rounding unit.
@@ -64,9 +75,14 @@ def check_stacks(stacks: Mapping[str, nn.Module], baseline: nn.RNNBase, x: Tenso
         MismatchError: a contestant computes something else than torch.nn.
     """
     weights = [name for name, _ in baseline.named_parameters()]
-    reference = _run(CellLoop(baseline).double(), x.double(), weights, x.dtype)
-    theirs = _run(baseline, x, weights, x.dtype)
-    return {name: compare(name, _run(stack, x, weights, x.dtype), theirs, reference) for name, stack in stacks.items()}
+    truth = _run(reference or CellLoop(baseline), x, torch.float64, weights, training)
+    theirs = _run(baseline, x, x.dtype, weights, training)
+    ratios = {}
+    for name, stack in stacks.items():
+        trains = training and not getattr(stack, "inference_only", False)
+        ours = _run(stack, x, x.dtype, weights, trains)
+        ratios[name] = compare(name, ours, *((theirs, truth) if trains else (_inferred(theirs), _inferred(truth))))
+    return ratios
 
 
 def _compare(
@@ -97,24 +113,33 @@ def _compare(
     return largest
 
 
-def _run(stack: nn.Module, x: Tensor, weights: list[str], dtype: torch.dtype) -> Computed:
-    """Outputs in inference and in training, and gradients; ``dtype`` is the one that is checked."""
+def _run(stack: nn.Module, x: Tensor, dtype: torch.dtype, weights: list[str], training: bool) -> Computed:
+    """Outputs in inference and, with ``training``, in training, and gradients; ``dtype`` is what it is computed in."""
+    checked = x.dtype
+    stack, x = stack.to(dtype), x.to(dtype)
     stack.eval()
     with torch.inference_mode():
-        inference = _outputs(stack(x), "in inference")
+        inference = _outputs(stack(x), INFERENCE)
+    if not training:
+        return Computed(inference)
     stack.train()
     x = x.clone().requires_grad_()
-    training = _outputs(stack(x), "in training")
+    outputs = _outputs(stack(x), " in training")
     generator = torch.Generator().manual_seed(0)
     # rounded to the dtype that is checked, so that the float64 reference backpropagates the very same numbers
-    upstream = [torch.randn(v.shape, generator=generator).to(dtype).to(v.dtype) for v in training.values()]
+    upstream = [torch.randn(v.shape, generator=generator).to(checked).to(v.dtype) for v in outputs.values()]
     inputs = [x, *stack.parameters()]  # in the same order in every contestant
-    gradients = torch.autograd.grad(list(training.values()), inputs, upstream)
-    outputs = inference | {name: value.detach() for name, value in training.items()}
-    return Computed(outputs, dict(zip(["x", *weights], gradients, strict=True)))
+    gradients = torch.autograd.grad(list(outputs.values()), inputs, upstream)
+    detached = {name: value.detach() for name, value in outputs.items()}
+    return Computed(inference | detached, dict(zip(["x", *weights], gradients, strict=True)))
+
+
+def _inferred(computed: Computed) -> Computed:
+    """The part of it that is inference."""
+    return Computed({name: value for name, value in computed.outputs.items() if name.endswith(INFERENCE)})
 
 
 def _outputs(returned: tuple[Tensor, Tensor | tuple[Tensor, ...]], where: str) -> dict[str, Tensor]:
     y, state = returned
     values = (y, *state) if isinstance(state, tuple) else (y, state)
-    return {f"{name} {where}": value for name, value in zip(("y", "h_n", "c_n"), values, strict=False)}
+    return {f"{name}{where}": value for name, value in zip(("y", "h_n", "c_n"), values, strict=False)}

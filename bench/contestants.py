@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
+from bench import onnx_stack
 from bench.grid import Shape
 from bench.results import BASELINE
 
 State = Tensor | tuple[Tensor, ...]
 Contestant = Callable[[nn.RNNBase], nn.Module]  # from the baseline's stack to a stack with copies of its weights
 
+CELL_LOOP, ONNX = "torch.nn cell loop", "ONNX Runtime"
+NAMES = {"fastrnn": "fastrnn", "cell-loop": CELL_LOOP, "onnx": ONNX}  # on the command line; torch.nn is always there
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 CELL_CLASSES = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "RNN_TANH": nn.RNNCell, "RNN_RELU": nn.RNNCell}
 
@@ -83,5 +86,11 @@ def fastrnn_stack(stack: nn.RNNBase) -> nn.Module:
 CONTESTANTS: dict[str, Contestant] = {
     BASELINE: lambda stack: stack,
     "fastrnn": fastrnn_stack,
-    "torch.nn cell loop": CellLoop,
+    CELL_LOOP: CellLoop,
+    ONNX: onnx_stack.OnnxStack,
 }
+
+
+def unavailable(name: str, dtype: str) -> str | None:
+    """Why a contestant does not take part, if so."""
+    return onnx_stack.unavailable(dtype) if name == ONNX else None

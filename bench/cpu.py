@@ -1,34 +1,22 @@
 """Layers on the CPU: every cell and shape of a grid, in inference and in training."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 
 import torch
-from torch import Tensor, nn
 
-from bench import timing
+from bench.calls import calls, timed
 from bench.check import check_stacks
 from bench.contestants import CONTESTANTS, torch_stack
 from bench.grid import Shape
-from bench.results import BASELINE, Case, Provenance, Row
-
-MODES = ("inference", "training")
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+from bench.plan import DTYPES, MODES, Job, Plan
+from bench.results import BASELINE, Row
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure and how long: ``seconds`` is for one case, all contestants together."""
-
-    cells: Sequence[str]
-    shapes: Sequence[Shape]
-    dtype: str
-    contestants: Sequence[str]
-    seconds: float
-
-    def layers(self) -> list[tuple[str, Shape]]:
-        """Cells and shapes in the order in which they are run."""
-        return [(cell, shape) for cell in self.cells for shape in self.shapes]
+def jobs(plan: Plan) -> list[Job]:
+    """Cells and shapes in the order in which they are run."""
+    layers = [(cell, shape) for cell in plan.cells for shape in plan.shapes]
+    return [Job(f"{cell} {shape}", len(MODES), partial(measure, cell, shape, plan)) for cell, shape in layers]
 
 
 def measure(cell: str, shape: Shape, plan: Plan) -> Iterator[Row]:
@@ -45,36 +33,4 @@ def measure(cell: str, shape: Shape, plan: Plan) -> Iterator[Row]:
     others = {name: stack for name, stack in stacks.items() if name != BASELINE}
     detail = {"error_ratio": check_stacks(others, baseline, x)}
     for mode in MODES:
-        calls = {name: _inference(s, x) if mode == "inference" else _training(s, x) for name, s in stacks.items()}
-        times = timing.measure(calls, plan.seconds)
-        yield Row(
-            benchmark="layer",
-            case=Case.of(cell, shape, plan.dtype, mode),
-            threads=torch.get_num_threads(),
-            times=times,
-            provenance=Provenance.here_and_now(),
-            detail=detail,
-        )
-
-
-def _inference(stack: nn.Module, x: Tensor) -> Callable[[], object]:
-    stack.eval()
-
-    def call() -> None:
-        with torch.inference_mode():
-            stack(x)
-
-    return call
-
-
-def _training(stack: nn.Module, x: Tensor) -> Callable[[], object]:
-    stack.train()
-    x = x.clone().requires_grad_()
-    inputs = [x, *stack.parameters()]
-    dy = torch.randn_like(stack(x)[0])
-
-    def call() -> None:
-        y, _ = stack(x)
-        torch.autograd.grad(y, inputs, dy)
-
-    return call
+        yield timed("layer", (cell, shape, mode), plan, calls(stacks, x, mode), detail)

@@ -1,66 +1,80 @@
 """Pictures of results, from the rows of a results file alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench import curves
+from bench.contestants import ONNX
 from bench.results import BASELINE, Row
+from bench.style import CELL_COLOURS, COLOURS, FAINT, INK, STYLE, plain, save, where
 
-COLOURS = {"fastrnn": "#1f6feb", BASELINE: "#d1780f"}
-CELL_COLOURS = {"lstm": "#1f6feb", "gru": "#2da44e", "rnn_tanh": "#8250df", "rnn_relu": "#bf3989"}
-INK = "#24292f"
-FAINT = "#8c959f"
-STYLE: dict[str, Any] = {"color": INK, "fontsize": 9}
+SERIES: dict[str, Callable[[Sequence[Row]], Figure]] = {"scaling": curves.scaling, "tape": curves.tape}
 
 
 def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     """Draw every kind of benchmark among the rows; the pictures' paths."""
     pictures = []
     layers = [row for row in rows if row.benchmark == "layer"]
-    if layers:
-        pictures.append(_save(_layers(layers), folder / f"{stem}.png"))
+    for number, dtype in enumerate(dict.fromkeys(row.case.dtype for row in layers)):
+        own = [row for row in layers if row.case.dtype == dtype]
+        pictures.append(save(_layers(own), folder / (f"{stem}-{dtype}.png" if number else f"{stem}.png")))
+    for benchmark, picture in SERIES.items():
+        own = [row for row in rows if row.benchmark == benchmark]
+        if own:
+            pictures.append(save(picture(own), folder / f"{stem}-{benchmark}.png"))
     models = [row for row in rows if row.benchmark == "language_model"]
     for number, row in enumerate(models):
         suffix = f"-{number}" if number else ""
         name = f"{stem}-language_model" if layers else stem
-        pictures.append(_save(_language_model(row), folder / f"{name}{suffix}.png"))
+        pictures.append(save(_language_model(row), folder / f"{name}{suffix}.png"))
     return pictures
 
 
 def _layers(rows: Sequence[Row]) -> Figure:
-    """The speedup over torch.nn by shape: a dot for each cell, with the spread of the times, a panel for each mode."""
-    modes = list(dict.fromkeys(row.case.mode for row in rows))
+    """The speedup over torch.nn by shape: a dot for each cell, with the spread of the times, a panel for each mode.
+
+    Where ONNX Runtime was measured, one more for the speedup over it.
+    """
     shapes = list(dict.fromkeys(str(row.case.shape) for row in rows))
-    cells = list(dict.fromkeys(row.case.cell for row in rows))
-    figure = Figure(figsize=(3.2 + 3.6 * len(modes), 1.5 + 0.42 * len(shapes)), layout="constrained")
-    panels = figure.subplots(1, len(modes), sharey=True, sharex=True, squeeze=False)[0]
-    for axes, mode in zip(panels, modes, strict=True):
-        axes.axvline(1, color=FAINT, linewidth=1)
-        for place, cell in enumerate(cells):
-            shift = (place - (len(cells) - 1) / 2) * 0.6 / max(1, len(cells))
-            own = [r for r in rows if r.case.mode == mode and r.case.cell == cell and "fastrnn" in r.times]
-            height = [shapes.index(str(row.case.shape)) + shift for row in own]
-            low = [row.times[BASELINE].p20 / row.times["fastrnn"].p80 for row in own]
-            high = [row.times[BASELINE].p80 / row.times["fastrnn"].p20 for row in own]
-            colour = CELL_COLOURS[cell]
-            axes.hlines(height, low, high, color=colour, alpha=0.35, linewidth=2.5)
-            axes.scatter([row.speedup["fastrnn"] for row in own], height, s=22, color=colour, label=cell, zorder=3)
-        axes.set_xscale("log", base=2)
+    against = [(mode, BASELINE) for mode in dict.fromkeys(row.case.mode for row in rows)]
+    if any(ONNX in row.times for row in rows):
+        against.append(("inference", ONNX))
+    figure = Figure(figsize=(3.2 + 3.6 * len(against), 1.5 + 0.42 * len(shapes)), layout="constrained")
+    panels = figure.subplots(1, len(against), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, (mode, other) in zip(panels, against, strict=True):
+        _speedups(
+            axes, [row for row in rows if row.case.mode == mode and {"fastrnn", other} <= set(row.times)], other, shapes
+        )
+        axes.set_title(mode, **STYLE)
+        axes.set_xlabel(f"times as fast as {other}", **STYLE)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_yticks(range(len(shapes)), shapes, fontsize=8)
-        axes.set_title(mode, **STYLE)
-        axes.set_xlabel(f"times as fast as {BASELINE}", **STYLE)
-        _plain(axes, grid="x")
+        plain(axes, grid="x")
     panels[0].invert_yaxis()
-    panels[-1].legend(frameon=False, fontsize=8, loc="best")
-    figure.suptitle("fastrnn: ratio of median times\n" + _where(rows[0]), fontsize=9, color=INK)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    figure.suptitle("fastrnn: ratio of median times\n" + where(rows[0]), fontsize=9, color=INK)
     return figure
+
+
+def _speedups(axes: Axes, rows: Sequence[Row], other: str, shapes: Sequence[str]) -> None:
+    """One panel of them, over one other contestant."""
+    cells = list(dict.fromkeys(row.case.cell for row in rows))
+    axes.axvline(1, color=FAINT, linewidth=1)
+    for place, cell in enumerate(cells):
+        shift = (place - (len(cells) - 1) / 2) * 0.6 / len(cells)
+        own = [row for row in rows if row.case.cell == cell]
+        height = [shapes.index(str(row.case.shape)) + shift for row in own]
+        low = [row.times[other].p20 / row.times["fastrnn"].p80 for row in own]
+        high = [row.times[other].p80 / row.times["fastrnn"].p20 for row in own]
+        colour = CELL_COLOURS[cell]
+        axes.hlines(height, low, high, color=colour, alpha=0.35, linewidth=2.5)
+        axes.scatter([row.ratio("fastrnn", other) for row in own], height, s=22, color=colour, label=cell, zorder=3)
+    axes.set_xscale("log", base=2)
+    axes.set_yticks(range(len(shapes)), shapes, fontsize=8)
 
 
 def _language_model(row: Row) -> Figure:
@@ -80,28 +94,8 @@ def _language_model(row: Row) -> Figure:
     case = row.case
     title = (
         f"{case.cell} language model on {row.detail['text']}: the same updates, "
-        f"{row.speedup['fastrnn']:.2f} times as fast\n{case.shape}, {_where(row)}"
+        f"{row.speedup['fastrnn']:.2f} times as fast\n{case.shape}, {where(row)}"
     )
     axes.set_title(title, fontsize=9, color=INK, loc="left")
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     return figure
-
-
-def _where(row: Row) -> str:
-    made = row.provenance
-    return f"{row.case.dtype}, threads: {row.threads}, {made.isa}, torch {made.torch}, {made.cpu}"
-
-
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=8, length=3)
-    axes.grid(axis=grid, color="#d0d7de", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)  # no window system is asked for
-    figure.savefig(path, dpi=150)
-    return path

@@ -2,38 +2,99 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
+from bench.contestants import ONNX
+from bench.plan import MODES
 from bench.results import BASELINE, Row
+from bench.targets import Reached, reached
+
+SHORT = {"torch.nn cell loop": "cell loop", ONNX: "ONNX"}
 
 
-def layers_table(rows: Sequence[Row]) -> Table:
-    """How many times as fast as torch.nn each contestant is, by cell and shape, in inference and in training."""
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """All that there is to say of these rows, but for targets."""
+    layers = [row for row in rows if row.benchmark == "layer"]
+    kinds = dict.fromkeys((row.case.dtype, row.threads, row.provenance.isa, row.case.mode) for row in layers)
+    made = []
+    for dtype, threads, isa, mode in sorted(kinds, key=lambda kind: (kind[:3], MODES.index(kind[3]))):
+        own = [
+            r for r in layers if (r.case.dtype, r.threads, r.provenance.isa, r.case.mode) == (dtype, threads, isa, mode)
+        ]
+        made.append(layers_table(own, f"{mode} ({dtype}, threads: {threads}, {isa})"))
+    others = [row for row in rows if row.benchmark not in ("layer", "language_model")]
+    return [*made, others_table(others)] if others else made
+
+
+def layers_table(rows: Sequence[Row], kind: str) -> Table:
+    """How many times as fast as torch.nn each contestant is, by cell and shape, for rows of one kind."""
     names = list(dict.fromkeys(name for row in rows for name in row.times if name != BASELINE))
-    modes = list(dict.fromkeys(row.case.mode for row in rows))
-    kinds = list(dict.fromkeys((row.case.dtype, row.threads, row.provenance.isa) for row in rows))
-    title = "; ".join(f"{dtype}, threads: {threads}, {isa}" for dtype, threads, isa in kinds)
     table = Table(
-        title=f"times as fast as {BASELINE} ({title})", caption="ratios of medians, 20 % and 80 % in brackets"
+        title=f"{kind}: times as fast as {BASELINE}",
+        caption="ratios of medians, 20 % and 80 % in brackets; limit: the part reached of what this machine could do",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
     )
     table.add_column("cell")
     table.add_column("shape", no_wrap=True)
     for name in names:
-        for mode in modes:
-            table.add_column(f"{name}\n{mode}", justify="right", no_wrap=True)
-    by_layer: dict[tuple[str, str], dict[str, Row]] = {}
+        table.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
     for row in rows:
-        by_layer.setdefault((row.case.cell, str(row.case.shape)), {})[row.case.mode] = row
-    for (cell, shape), by_mode in by_layer.items():
-        table.add_row(cell, shape, *(_ratio(by_mode.get(mode), name) for name in names for mode in modes))
+        ratios = (_ratio(row, name, spread=name == "fastrnn") for name in names)
+        table.add_row(row.case.cell, str(row.case.shape), *ratios, _fraction(row))
     return table
 
 
-def _ratio(row: Row | None, name: str) -> str:
+def others_table(rows: Sequence[Row]) -> Table:
+    """How many times as fast as each other contestant fastrnn is, in the benchmarks beside the grid."""
+    table = Table(title="fastrnn: times as fast as the others", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("benchmark", "case", "mode"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("against")
+    table.add_column("limit", justify="right", no_wrap=True)
+    for row in rows:
+        what = row.benchmark
+        if row.detail.get("axis") == "threads":
+            what += f" {row.threads} threads"
+        against = ", ".join(
+            f"{SHORT.get(name, name)} {row.ratio('fastrnn', name):.2f}" for name in row.times if name != "fastrnn"
+        )
+        table.add_row(what, f"{row.case.cell} {row.case.shape}", row.case.mode, against, _fraction(row))
+    return table
+
+
+def targets_table(rows: Sequence[Row]) -> Table:
+    """Every target and whether these rows reach it."""
+    table = Table(title="targets", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("target", no_wrap=True)
+    table.add_column("needs")
+    table.add_column("geometric mean", justify="right")
+    table.add_column("worst case")
+    table.add_column("met?")
+    for result in reached(rows):
+        table.add_row(result.target.what, result.target.needs(), *_outcome(result))
+    return table
+
+
+def _outcome(result: Reached) -> tuple[str, str, str]:
+    if result.mean is None or result.worst is None:
+        return "", "", "[dim]not measured[/dim]"
+    case, value = result.worst
+    return f"{result.mean:.2f}", f"{value:.2f}, {case}", "[green]yes[/green]" if result.met else "[red]no[/red]"
+
+
+def _fraction(row: Row) -> str:
+    fraction = row.detail.get("fraction", {}).get("fastrnn")
+    return "" if fraction is None else f"{100 * fraction:.0f} %"
+
+
+def _ratio(row: Row, name: str, spread: bool) -> str:
     """The ratio of medians, and how far it goes when both contestants' times spread: the nearest and the farthest."""
-    if row is None or name not in row.times:
+    if name not in row.times or BASELINE not in row.times:
         return ""
     ours, theirs = row.times[name], row.times[BASELINE]
     colour = "green" if row.speedup[name] >= 1 else "red"
-    spread = f"[dim]({theirs.p20 / ours.p80:.2f}–{theirs.p80 / ours.p20:.2f})[/dim]"
-    return f"[{colour}]{row.speedup[name]:.2f}[/{colour}] {spread}"
+    ratio = f"[{colour}]{row.speedup[name]:.2f}[/{colour}]"
+    return f"{ratio} [dim]({theirs.p20 / ours.p80:.2f}–{theirs.p80 / ours.p20:.2f})[/dim]" if spread else ratio

@@ -95,8 +95,11 @@ class Row:
     @property
     def speedup(self) -> dict[str, float]:
         """By contestant: the median of torch.nn over the contestant's (above 1: faster than torch.nn)."""
-        baseline = self.times[BASELINE].median
-        return {name: baseline / times.median for name, times in self.times.items() if name != BASELINE}
+        return {name: self.ratio(name) for name in self.times if name != BASELINE}
+
+    def ratio(self, name: str, against: str = BASELINE) -> float:
+        """The median of one contestant over that of another (above 1: the first one named is faster)."""
+        return self.times[against].median / self.times[name].median
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

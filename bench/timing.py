@@ -12,6 +12,9 @@ import numpy as np
 
 TURN = 2e-3  # seconds a turn lasts at least: many short calls make one turn, long ones are a turn each
 WARMUP = 3  # calls of each contestant before the first turn
+WARMUP_SECONDS = 1.0  # fewer calls, if they take longer than this
+SLOW = 4.0  # a contestant whose turn takes as many times the shortest one sits out turns,
+SLOW_TURNS = 3  # except for the first few, once it has had its share of the time
 T = TypeVar("T")
 
 
@@ -51,6 +54,8 @@ def no_collection() -> Iterator[None]:
 def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7) -> dict[str, Times]:
     """Time each call, in turns.
 
+    Much slower contestants have fewer turns, lest they take the time of the others.
+
     Args:
         calls: the contestants by name.
         seconds: how long all of it should last, about.
@@ -59,28 +64,37 @@ def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least:
     Returns:
         The times of each contestant, in seconds per call.
     """
-    names = list(calls)
     with no_collection():
-        repeats = {name: max(1, math.ceil(TURN / _warm(call))) for name, call in calls.items()}
-        taken: dict[str, list[float]] = {name: [] for name in names}
+        once = {name: _warm(call) for name, call in calls.items()}
+        repeats = {name: max(1, math.ceil(TURN / once[name])) for name in calls}
+        per_turn = {name: once[name] * repeats[name] for name in calls}
+        slow = {name for name in calls if per_turn[name] > SLOW * min(per_turn.values())}
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        spent = dict.fromkeys(calls, 0.0)
         end = time.perf_counter() + seconds
         turn = 0
         while turn < at_least or time.perf_counter() < end:
-            for name in in_turns(names, turn):
+            for name in in_turns(list(calls), turn):
+                if name in slow and turn >= SLOW_TURNS and spent[name] * len(calls) > sum(spent.values()):
+                    continue
                 call, repeat = calls[name], repeats[name]
                 begin = time.perf_counter()
                 for _ in range(repeat):
                     call()
-                taken[name].append((time.perf_counter() - begin) / repeat)
+                lasted = time.perf_counter() - begin
+                spent[name] += lasted
+                taken[name].append(lasted / repeat)
             turn += 1
     return {name: Times.of(seconds_per_call) for name, seconds_per_call in taken.items()}
 
 
 def _warm(call: Callable[[], object]) -> float:
     """Warm a contestant up; the seconds of its fastest call."""
-    fastest = math.inf
+    fastest, end = math.inf, time.perf_counter() + WARMUP_SECONDS
     for _ in range(WARMUP):
         begin = time.perf_counter()
         call()
         fastest = min(fastest, time.perf_counter() - begin)
+        if time.perf_counter() > end:
+            break
     return max(fastest, 1e-9)

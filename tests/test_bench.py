@@ -21,12 +21,31 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: an installed fastrnn comes before the source tree's
 
-from bench import contestants, corpus, cpu, grid, results, rounding, timing  # noqa: E402
+from bench import (  # noqa: E402
+    contestants,
+    corpus,
+    cpu,
+    grid,
+    onnx_stack,
+    packed,
+    resets,
+    results,
+    roofline,
+    rounding,
+    scaling,
+    streaming,
+    tape,
+    targets,
+    timing,
+)
 from bench.__main__ import main as bench  # noqa: E402
-from bench.check import Computed, MismatchError, compare  # noqa: E402
+from bench.check import Computed, MismatchError, check_stacks, compare  # noqa: E402
+from bench.grid import Shape  # noqa: E402
+from bench.plan import Job, Plan  # noqa: E402
 from bench.workloads import equality, language_model, training  # noqa: E402
 from bench.workloads.character_model import CharacterModel  # noqa: E402
 
+SHAPE = Shape(2, 3, 4, 5)
 WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
 
 
@@ -58,16 +77,24 @@ def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
-def tiny_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+def rates(monkeypatch: pytest.MonkeyPatch) -> roofline.Rates:
+    """Rates that need not be measured: 1 operation and 10 bytes a second, 40 of weights of about 100 bytes."""
+    given = roofline.Rates(1.0, {100: 40.0, 10_000: 10.0})
+    monkeypatch.setattr(roofline, "measured", lambda *_: given)
+    return given
+
+
+@pytest.fixture
+def tiny_grid(monkeypatch: pytest.MonkeyPatch, rates: roofline.Rates) -> None:
     """Make the quick grid a really quick one."""
-    monkeypatch.setitem(grid.GRIDS, "quick", (grid.Shape(2, 3, 4, 5), grid.Shape(1, 3, 4, 5, layers=2, directions=2)))
+    monkeypatch.setitem(grid.GRIDS, "quick", (Shape(2, 3, 4, 5), Shape(1, 3, 4, 5, layers=2, directions=2)))
 
 
 def make_row(**changes: object) -> results.Row:
     """A row of results that was never measured."""
     row = results.Row(
         benchmark="layer",
-        case=results.Case.of("gru", grid.Shape(2, 3, 4, 5), "float32", "training"),
+        case=results.Case.of("gru", Shape(2, 3, 4, 5), "float32", "training"),
         threads=2,
         times={"torch.nn": timing.Times(3e-3, 2e-3, 4e-3, 9), "fastrnn": timing.Times(2e-3, 1e-3, 3e-3, 9)},
         provenance=results.Provenance("2", "0", "3", "base", "a CPU", None, "2020-01-01T00:00:00+00:00"),
@@ -317,12 +344,13 @@ def test_layers_are_checked_timed_and_written(
     tiny_grid: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "cpu.jsonl"
-    arguments = ["cpu", "--seconds", "0.01", "--threads", "1", "--cell-loop", "--out", str(out)]
-    assert bench([*arguments, "--cells", "lstm", "gru", "rnn_tanh", "rnn_relu"]) == 0
+    arguments = ["cpu", "--seconds", "0.01", "--threads", "1", "--contestants", "fastrnn", "cell-loop"]
+    assert bench([*arguments, "--out", str(out), "--cells", "lstm", "gru", "rnn_tanh", "rnn_relu"]) == 0
     rows = results.read(out)
     assert len(rows) == 4 * 2 * 2
     assert all(set(row.times) == {"torch.nn", "fastrnn", "torch.nn cell loop"} for row in rows)
     assert all(row.provenance.torch == torch.__version__ and row.threads == 1 for row in rows)
+    assert all(row.detail["fraction"]["fastrnn"] == row.detail["limit"] / row.times["fastrnn"].median for row in rows)
     assert out.with_suffix(".png").is_file()
     assert "times as fast as torch.nn" in capsys.readouterr().out
 
@@ -348,10 +376,285 @@ def test_layers_that_differ_are_not_timed(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_other_dtypes_are_checked_by_the_same_rule(dtype: str) -> None:
-    plan = cpu.Plan(["gru"], [grid.Shape(2, 3, 4, 5)], dtype, ["torch.nn", "fastrnn"], 0.01)
+def test_other_dtypes_are_checked_by_the_same_rule(rates: roofline.Rates, dtype: str) -> None:
+    plan = Plan(["gru"], [Shape(2, 3, 4, 5)], dtype, ["torch.nn", "fastrnn"], 0.01)
     rows = list(cpu.measure("gru", plan.shapes[0], plan))
     assert [row.case.mode for row in rows] == ["inference", "training"]
+
+
+def tiny_plan(**changes: object) -> Plan:
+    """All that a benchmark needs to be told, of the least that it can do."""
+    return replace(Plan(["lstm", "gru"], [], "float32", ["torch.nn", "fastrnn"], 0.001), **changes)
+
+
+def test_contestants_that_are_not_there_are_named(
+    tiny_grid: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx_stack, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    out = tmp_path / "cpu.jsonl"
+    arguments = ["cpu", "--seconds", "0.01", "--cells", "gru", "--contestants", "fastrnn", "onnx", "--out", str(out)]
+    assert bench(arguments) == 0
+    assert (
+        "ONNX Runtime does not take part in float32: not installed (pip install onnxruntime)" in capsys.readouterr().out
+    )
+    assert all(set(row.times) == {"torch.nn", "fastrnn"} for row in results.read(out))
+
+
+def test_slow_contestants_have_fewer_turns() -> None:
+    calls = {"slow": partial(time.sleep, 30 * timing.TURN), "a": lambda: None, "b": lambda: None}
+    times = timing.measure(calls, seconds=0, at_least=40)
+    assert times["slow"].turns == timing.SLOW_TURNS
+    assert times["a"].turns == times["b"].turns == 40
+
+
+@pytest.mark.parametrize("cell", grid.CELLS)
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (1, 2), (3, 2)])
+def test_onnx_runtime_computes_the_same_stack(cell: str, layers: int, directions: int) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    stack = contestants.torch_stack(cell, Shape(3, 4, 5, 6, layers, directions), torch.float32)
+    x = torch.randn(4, 3, 5)
+    onnx = onnx_stack.OnnxStack(stack)
+    assert check_stacks({"ONNX Runtime": onnx}, stack, x)["ONNX Runtime"] < 10
+
+
+@pytest.mark.parametrize(("cell", "order"), [("LSTM", (0, 1, 2, 3)), ("GRU", (0, 1, 2))])
+def test_onnx_runtime_with_gates_in_torchs_order_is_refused(
+    monkeypatch: pytest.MonkeyPatch, cell: str, order: tuple[int, ...]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(onnx_stack.ORDER, cell, order)
+    stack = contestants.torch_stack(cell.lower(), Shape(3, 4, 5, 6), torch.float32)
+    with pytest.raises(MismatchError, match="ONNX Runtime: y in inference is off"):
+        check_stacks({"ONNX Runtime": onnx_stack.OnnxStack(stack)}, stack, torch.randn(4, 3, 5))
+
+
+def test_onnx_runtime_takes_part_in_inference(
+    tiny_grid: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "cpu.jsonl"
+    arguments = ["cpu", "--seconds", "0.01", "--cells", "lstm", "--contestants", "fastrnn", "onnx", "--out", str(out)]
+    assert bench([*arguments, "--dtype", "float32", "bfloat16"]) == 0
+    taking_part = {(row.case.dtype, row.case.mode) for row in results.read(out) if "ONNX Runtime" in row.times}
+    assert taking_part == {("float32", "inference")}
+    assert "does not take part in bfloat16: measured in float32 only" in capsys.readouterr().out
+
+
+def test_the_limit_is_arithmetic_or_reading(rates: roofline.Rates) -> None:
+    # one GRU step of one row: 2*3*4*4 = 96 operations each for input and state, weights of 3*4*4*4 = 192 bytes
+    once = roofline.work("gru", Shape(1, 1, 4, 4), "float32", "inference", rates)
+    assert once == roofline.Work(flops=192, limit=96 + 96)
+    fast = replace(rates, gemm=1e9)  # now 192 bytes, nearer to 100 than to 10000, take 192 / 40 seconds
+    assert roofline.work("gru", Shape(1, 7, 4, 4), "float32", "inference", fast).limit == pytest.approx(7 * 4.8)
+    assert roofline.work("gru", Shape(1, 7, 4, 4), "bfloat16", "inference", fast).limit == pytest.approx(7 * 2.4)
+    assert roofline.work("gru", Shape(1, 7, 4, 4), "float32", "training", fast).limit == pytest.approx(2 * 7 * 4.8)
+    training = roofline.work("gru", Shape(1, 1, 4, 4), "float32", "training", rates)
+    assert training == roofline.Work(flops=3 * 192, limit=3 * 192)
+    # two layers of two directions: the second layer's input is twice as wide
+    deep = roofline.work("rnn_tanh", Shape(3, 5, 4, 6, layers=2, directions=2), "float32", "inference", rates)
+    assert deep.flops == deep.limit == 2 * 2 * 15 * 6 * ((4 + 6) + (12 + 6))
+    ragged = roofline.work("gru", Shape(3, 2, 4, 4), "float32", "inference", rates, batch_sizes=[3, 1])
+    assert ragged == roofline.Work(flops=4 * 192, limit=4 * 192)
+
+
+def test_a_small_matrix_is_read_as_fast_as_a_large_one() -> None:
+    rates = roofline.Rates(1.0, {100: 5.0, 1000: 20.0, 10_000: 10.0})
+    assert [rates.bandwidth(size) for size in (1, 300, 1000, 3000, 4000, 10**9)] == [20, 20, 20, 20, 10, 10]
+
+
+def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "PRODUCTS", (64, 128))
+    monkeypatch.setattr(roofline, "SECONDS", 0.01)
+    roofline.measured.cache_clear()
+    try:
+        rates = roofline.measured("bfloat16", torch.get_num_threads())
+        assert rates.gemm > 1e6
+        assert rates.reading.keys() == set(roofline.READ)
+        assert all(1e6 < rate < 1e15 for rate in rates.reading.values())
+        with pytest.raises(ValueError, match="threads"):
+            roofline.measured("bfloat16", torch.get_num_threads() + 1)
+    finally:
+        roofline.measured.cache_clear()  # what was measured here is no good for anyone else
+
+
+SPECIAL = {
+    "streaming": lambda cell, plan: streaming.measure(cell, plan, Shape(2, 1, 4, 5)),
+    "packed": lambda cell, plan: packed.measure(cell, plan, Shape(4, 6, 4, 5)),
+    "reset": lambda cell, plan: resets.measure(cell, plan, Shape(3, 6, 4, 5)),
+    "tape": lambda cell, plan: tape.measure(cell, plan, Shape(2, 70, 4, 5)),
+    "scaling": lambda cell, plan: scaling.measure(cell, plan, scaling.Point("threads", 1, Shape(2, 3, 4, 5))),
+}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("benchmark", SPECIAL)
+def test_benchmarks_beside_the_grid(
+    rates: roofline.Rates, monkeypatch: pytest.MonkeyPatch, benchmark: str, cell: str
+) -> None:
+    monkeypatch.setattr(resets, "PART", 0.3)
+    before = torch.get_num_threads()
+    rows = list(SPECIAL[benchmark](cell, tiny_plan()))
+    assert {(row.benchmark, row.case.cell) for row in rows} == {(benchmark, cell)}
+    assert all({"torch.nn", "fastrnn"} <= set(row.times) and row.detail["fraction"]["fastrnn"] > 0 for row in rows)
+    assert torch.get_num_threads() == before
+    assert torch.is_grad_enabled()
+    if benchmark == "scaling":
+        assert all(row.threads == 1 for row in rows)
+    if benchmark == "tape":
+        (row,) = rows
+        y = row.detail["y_bytes"]
+        assert y <= row.detail["kept_bytes"]["fastrnn lean"] < row.detail["kept_bytes"]["fastrnn"]
+        assert y == 70 * 2 * 5 * 4
+
+
+@pytest.mark.parametrize("benchmark", SPECIAL)
+def test_benchmarks_beside_the_grid_time_nothing_that_differs(
+    rates: roofline.Rates, monkeypatch: pytest.MonkeyPatch, benchmark: str
+) -> None:
+    def broken(stack: nn.RNNBase) -> nn.Module:
+        made = contestants.fastrnn_stack(stack)
+        made.weight_hh_l0.data.mul_(1 + 1e-3)
+        return made
+
+    module = {"reset": resets}.get(benchmark) or globals()[benchmark]
+    monkeypatch.setattr(module, "fastrnn_stack", broken)
+    monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("was timed"))
+    with pytest.raises(MismatchError, match="fastrnn"):
+        list(SPECIAL[benchmark]("lstm", tiny_plan()))
+
+
+def test_a_loop_over_steps_begins_anew_where_it_is_told() -> None:
+    lstm = nn.LSTM(3, 4)
+    x, reset = torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
+    reset[4, 1] = True
+    for network in (lstm, contestants.CellLoop(lstm).cells[0]):
+        y, (h_n, _) = resets.Loop(network, reset, 4)(x)
+        torch.testing.assert_close(y[:4], lstm(x[:4])[0])
+        torch.testing.assert_close(y[4:, 1], lstm(x[4:, 1])[0])
+        torch.testing.assert_close(y[:, 0], lstm(x[:, 0])[0])
+        torch.testing.assert_close(h_n[0], y[-1])
+
+
+def test_kept_bytes_count_each_storage_once_and_nothing_that_is_given() -> None:
+    class Model(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x).tanh()  # keeps x, the weight, and the output of tanh
+            return y[:2] * y[2:]  # keeps two parts of the same output
+
+    model = Model(3, 5)
+    assert tape.kept_bytes(model, torch.randn(4, 3)) == 4 * 5 * 4
+
+
+def seconds(**medians: float) -> dict[str, timing.Times]:
+    """Times of contestants that were never measured, under short names."""
+    names = {"torch": "torch.nn", "cell": "torch.nn cell", "loop": "torch.nn cell loop", "onnx": "ONNX Runtime"}
+    names |= {"lean": "fastrnn lean", "without": "fastrnn without resets"}
+    return {names.get(name, name): timing.Times(m, m, m, 9) for name, m in medians.items()}
+
+
+def case_row(cell: str, mode: str, shape: Shape = SHAPE, dtype: str = "float32", **changes: object) -> results.Row:
+    """A row that was never measured, of a case."""
+    return make_row(case=results.Case.of(cell, shape, dtype, mode), **changes)
+
+
+def outcome(what: str, *rows: results.Row) -> targets.Reached:
+    """What these rows say of one target; of most others they say nothing."""
+    (found,) = [reached for reached in targets.reached(rows) if reached.target.what == what]
+    return found
+
+
+def test_a_target_of_the_grid_is_a_mean_and_a_worst_case() -> None:
+    def rows(*ratios: float) -> list[results.Row]:
+        return [
+            case_row("gru", "training", Shape(2, 3, 4, k), times=seconds(torch=ratio, fastrnn=1))
+            for k, ratio in enumerate(ratios, 5)
+        ]
+
+    other = case_row("lstm", "training", times=seconds(torch=1, fastrnn=9))
+    met = outcome("torch.nn.GRU, training", *rows(1, 9.1), other)
+    assert (met.mean, met.worst, met.met) == (pytest.approx(9.1**0.5), ("gru B2 T3 I4 H5", 1), True)
+    assert outcome("torch.nn.GRU, training", *rows(0.99, 30)).met is False
+    assert outcome("torch.nn.GRU, training", *rows(1, 8.9)).met is False
+    for unmeasured in (
+        "torch.nn.GRU, inference",
+        "torch.nn.LSTM, training",
+        "ONNX Runtime GRU",
+        "torch.nn in bfloat16",
+    ):
+        assert outcome(unmeasured, *rows(1, 9)).met is None
+
+
+@pytest.mark.parametrize(
+    ("what", "benchmark", "mode", "missed_by"),
+    [
+        ("ONNX Runtime LSTM", "layer", "inference", {"onnx": 1.2}),
+        ("one step: torch.nn.LSTM", "streaming", "inference", {"torch": 9.9}),
+        ("one step: torch.nn.LSTMCell", "streaming", "inference", {"cell": 3.9}),
+        ("packed LSTM, training", "packed", "training", {"torch": 4.9}),
+        ("reset LSTM: faster loop", "reset", "training", {"loop": 7.9}),
+        ("reset LSTM: faster loop", "reset", "training", {"torch": 7.9}),
+        ("reset: time / without resets", "reset", "training", {"without": 0.9}),
+        ("lean tape: time / full tape's", "tape", "training", {"lean": 1.36}),
+    ],
+)
+def test_targets_of_one_case(what: str, benchmark: str, mode: str, missed_by: dict[str, float]) -> None:
+    medians = {"fastrnn": 1, "torch": 10, "cell": 4, "loop": 9, "onnx": 1.4, "lean": 1.35, "without": 0.92}
+    detail = {"kept_bytes": {"fastrnn lean": 1}, "y_bytes": 1}
+    for changed, met in (({}, True), (missed_by, False)):
+        row = case_row("lstm", mode, benchmark=benchmark, times=seconds(**(medians | changed)), detail=detail)
+        assert outcome(what, row).met is met
+
+
+def test_targets_in_details() -> None:
+    def tape_row(kept: int) -> results.Row:
+        detail = {"kept_bytes": {"fastrnn lean": kept}, "y_bytes": 100}
+        return case_row("lstm", "training", benchmark="tape", times=seconds(fastrnn=1, lean=1), detail=detail)
+
+    assert outcome("lean tape: bytes kept / of y", tape_row(125)).met
+    assert outcome("lean tape: bytes kept / of y", tape_row(100), tape_row(126)).met is False
+
+    def gemm_row(part: float, shape: Shape = targets.GEMM_SHAPES[0]) -> results.Row:
+        return case_row("lstm", "training", shape, detail={"gemm_fraction": {"fastrnn": part}})
+
+    what = "part of GEMM rate, training"
+    assert outcome(what, gemm_row(0.85), gemm_row(0.1, Shape(1, 1, 4, 4))).met
+    missed = outcome(what, gemm_row(0.9), gemm_row(0.84, targets.GEMM_SHAPES[1]))
+    assert (missed.worst, missed.met) == (("lstm B64 T50 I1024 H1024", 0.84), False)
+
+    def long_row(steps: int, took: float) -> results.Row:
+        case = ("lstm", "training", Shape(1, steps, 4, 4))
+        return case_row(*case, benchmark="scaling", times=seconds(fastrnn=took), detail={"axis": "T", "value": steps})
+
+    what = "step at T100000 / T1000, training"
+    assert outcome(what, long_row(1000, 1), long_row(100_000, 119)).met
+    assert outcome(what, long_row(1000, 1), long_row(100_000, 121)).met is False
+    assert outcome(what, long_row(1000, 1)).met is None
+
+    half = case_row("rnn_tanh", "inference", dtype="bfloat16", times=seconds(torch=0.99, fastrnn=1))
+    assert outcome("torch.nn in bfloat16", half).met is False
+    assert outcome("torch.nn.RNN, inference", half).met is None
+
+
+def test_the_core_grid_ends_with_every_target(
+    rates: roofline.Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(grid.GRIDS, "core", (Shape(2, 3, 4, 5),))
+    for name, module in (("packed", packed), ("reset", resets), ("tape", tape), ("scaling", scaling)):
+        monkeypatch.setattr(
+            module, "jobs", lambda plan, name=name: [Job(name, 1, partial(SPECIAL[name], "lstm", plan))]
+        )
+    out = tmp_path / "cpu.jsonl"
+    assert bench(["cpu", "--grid", "core", "--seconds", "0.01", "--cells", "lstm", "--out", str(out)]) == 0
+    rows = results.read(out)
+    assert {row.benchmark for row in rows} == {"layer", *SPECIAL}
+    measured = capsys.readouterr().out
+    assert bench(["report", str(out)]) == 0
+    for printed in (measured, capsys.readouterr().out):
+        assert "packed GRU, training" in printed
+        assert printed.count("not measured") == sum(reached.met is None for reached in targets.reached(rows)) > 10
 
 
 def test_rows_round_trip(tmp_path: Path) -> None:
@@ -389,11 +692,17 @@ def test_pictures_are_made_from_results_alone(tmp_path: Path, capsys: pytest.Cap
         "heldout_perplexity": {"torch.nn": 5.0, "fastrnn": 5.0},
         "curves": {"torch.nn": curve, "fastrnn": curve},
     }
+    kept = {"kept_bytes": {"torch.nn": 9, "fastrnn": 5, "fastrnn lean": 1}, "y_bytes": 1}
+    scales = [
+        make_row(benchmark="scaling", detail={"axis": axis, "value": value}) for axis in "BTH" for value in (1, 10)
+    ]
+    series = [make_row(benchmark="tape", detail=kept, times=seconds(torch=3, fastrnn=1, lean=2)), *scales]
     path = tmp_path / "rows.jsonl"
-    results.write(path, [make_row(), make_row(benchmark="language_model", detail=detail)])
+    with_onnx = case_row("lstm", "inference", times=seconds(torch=3, fastrnn=1, onnx=2))
+    results.write(path, [make_row(), with_onnx, *series, make_row(benchmark="language_model", detail=detail)])
     assert bench(["plot", str(path), "--out", str(tmp_path / "pictures")]) == 0
     pictures = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [picture.name for picture in pictures] == ["rows.png", "rows-language_model.png"]
+    assert [picture.stem for picture in pictures] == ["rows", "rows-scaling", "rows-tape", "rows-language_model"]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
