@@ -69,8 +69,8 @@ def _cpu(options: argparse.Namespace) -> int:
     for dtype in options.dtype:
         plan = _plan(options, dtype, console)
         rates = roofline.measured(dtype, options.threads)
-        reading = ", ".join(f"{size >> 10} KiB {rate / 1e9:.0f}" for size, rate in rates.reading.items())
-        console.print(f"{dtype}: torch multiplies at {rates.gemm / 1e9:.0f} GFlop/s and reads at (GB/s) {reading}")
+        reading = ", ".join(f"{rate / 1e9:.0f} ({size >> 10} KiB)" for size, rate in rates.reading.items())
+        console.print(f"{dtype}: torch multiplies at {rates.gemm / 1e9:.0f} GFlop/s and reads at {reading} GB/s")
         jobs += cpu.jobs(plan)
         if dtype == "float32":
             also = options.also if options.also is not None else ([] if options.grid == "quick" else list(ALSO))

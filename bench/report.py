@@ -32,7 +32,7 @@ def layers_table(rows: Sequence[Row], kind: str) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.times if name != BASELINE))
     table = Table(
         title=f"{kind}: times as fast as {BASELINE}",
-        caption="ratios of medians, 20 % and 80 % in brackets; limit: the part reached of what this machine could do",
+        caption="ratios of medians, 20 % and 80 % in brackets; limit: the part of the machine's that fastrnn reaches",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )

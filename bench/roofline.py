@@ -21,7 +21,7 @@ from bench.grid import GATES, Shape
 from bench.plan import DTYPES
 
 PRODUCTS = (512, 1024, 2048)  # square matrices: large enough for the full rate, small enough for a second
-READ = tuple(4**k * 1024 for k in range(2, 9))  # bytes: 16 KiB to 64 MiB
+READ = tuple(2**k for k in range(14, 27))  # bytes: 16 KiB to 64 MiB
 SECONDS = 1.0  # for each of the two kinds of rates, about
 
 
@@ -35,11 +35,11 @@ class Rates:
     def bandwidth(self, size: int) -> float:
         """Bytes per second of reading ``size`` bytes again and again.
 
-        The best of the nearest measured size and all larger ones: what is smaller is no further away, and only the cost
-        of a call makes it seem slower.
+        The best of the next smaller measured size and all larger ones, which is a bound from above: what is smaller is
+        no further away, and where it seems slower, it is the cost of a call.
         """
-        nearest = min(self.reading, key=lambda measured: abs(math.log(measured / size)))
-        return max(rate for measured, rate in self.reading.items() if measured >= nearest)
+        smaller = max((measured for measured in self.reading if measured <= size), default=0)
+        return max(rate for measured, rate in self.reading.items() if measured >= smaller)
 
     def detail(self) -> dict[str, Any]:
         """For a row of results."""
@@ -108,8 +108,9 @@ def _reading() -> dict[int, float]:
     """By ``mv`` or by ``sum``, whichever reads faster; a call with a single number tells what calling takes."""
     calls = {}
     for size in (4, *READ):
-        width = math.isqrt(size // 4)  # bytes are bytes: float32 is what torch reads fastest
-        matrix, vector = torch.randn(width, width), torch.randn(width)
+        numbers = size // 4  # bytes are bytes: float32 is what torch reads fastest
+        rows = 2 ** (int(math.log2(numbers)) // 2)
+        matrix, vector = torch.randn(rows, numbers // rows), torch.randn(numbers // rows)
         calls[f"mv {size}"] = lambda matrix=matrix, vector=vector: torch.mv(matrix, vector)
         calls[f"sum {size}"] = lambda matrix=matrix: matrix.sum()
     times = {name: t.median for name, t in timing.measure(calls, SECONDS).items()}

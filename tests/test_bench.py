@@ -78,7 +78,7 @@ def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> roofline.Rates:
-    """Rates that need not be measured: 1 operation and 10 bytes a second, 40 of weights of about 100 bytes."""
+    """Rates that need not be measured: 1 operation and 10 bytes a second, 40 of weights of less than 10000 bytes."""
     given = roofline.Rates(1.0, {100: 40.0, 10_000: 10.0})
     monkeypatch.setattr(roofline, "measured", lambda *_: given)
     return given
@@ -447,7 +447,7 @@ def test_the_limit_is_arithmetic_or_reading(rates: roofline.Rates) -> None:
     # one GRU step of one row: 2*3*4*4 = 96 operations each for input and state, weights of 3*4*4*4 = 192 bytes
     once = roofline.work("gru", Shape(1, 1, 4, 4), "float32", "inference", rates)
     assert once == roofline.Work(flops=192, limit=96 + 96)
-    fast = replace(rates, gemm=1e9)  # now 192 bytes, nearer to 100 than to 10000, take 192 / 40 seconds
+    fast = replace(rates, gemm=1e9)  # now 192 bytes, which are more than 100, take 192 / 40 seconds
     assert roofline.work("gru", Shape(1, 7, 4, 4), "float32", "inference", fast).limit == pytest.approx(7 * 4.8)
     assert roofline.work("gru", Shape(1, 7, 4, 4), "bfloat16", "inference", fast).limit == pytest.approx(7 * 2.4)
     assert roofline.work("gru", Shape(1, 7, 4, 4), "float32", "training", fast).limit == pytest.approx(2 * 7 * 4.8)
@@ -462,11 +462,12 @@ def test_the_limit_is_arithmetic_or_reading(rates: roofline.Rates) -> None:
 
 def test_a_small_matrix_is_read_as_fast_as_a_large_one() -> None:
     rates = roofline.Rates(1.0, {100: 5.0, 1000: 20.0, 10_000: 10.0})
-    assert [rates.bandwidth(size) for size in (1, 300, 1000, 3000, 4000, 10**9)] == [20, 20, 20, 20, 10, 10]
+    assert [rates.bandwidth(size) for size in (1, 100, 999, 1000, 9999, 10**9)] == [20, 20, 20, 20, 20, 10]
 
 
 def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "PRODUCTS", (64, 128))
+    monkeypatch.setattr(roofline, "READ", (2**14, 2**17))
     monkeypatch.setattr(roofline, "SECONDS", 0.01)
     roofline.measured.cache_clear()
     try:
