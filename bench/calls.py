@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import roofline, timing
+from bench.contestants import OWN_THREADS
 from bench.grid import Shape
 from bench.plan import Plan
 from bench.results import Case, Provenance, Row
@@ -44,7 +45,7 @@ def timed(
     threads = torch.get_num_threads()
     rates = roofline.measured(plan.dtype, threads)
     work = roofline.work(cell, shape, plan.dtype, mode, rates, batch_sizes)
-    times = timing.measure(contestants, plan.seconds)
+    times = timing.measure(contestants, plan.seconds, apart=OWN_THREADS)
     limits = {
         "limit": work.limit,
         "fraction": {name: work.limit / t.median for name, t in times.items()},

@@ -15,6 +15,7 @@ Contestant = Callable[[nn.RNNBase], nn.Module]  # from the baseline's stack to a
 
 CELL_LOOP, ONNX = "torch.nn cell loop", "ONNX Runtime"
 NAMES = {"fastrnn": "fastrnn", "cell-loop": CELL_LOOP, "onnx": ONNX}  # on the command line; torch.nn is always there
+OWN_THREADS = (ONNX,)  # and not torch's
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 CELL_CLASSES = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "RNN_TANH": nn.RNNCell, "RNN_RELU": nn.RNNCell}
 

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +13,8 @@ import numpy as np
 TURN = 2e-3  # seconds a turn lasts at least: many short calls make one turn, long ones are a turn each
 WARMUP = 3  # calls of each contestant before the first turn
 WARMUP_SECONDS = 1.0  # fewer calls, if they take longer than this
+REST = 0.01  # seconds in which threads that wait for work give up and sleep: libgomp's spin for 3 ms
+LEAD = 0.02  # calls shorter than this are disturbed by having rested
 SLOW = 4.0  # a contestant whose turn takes as many times the shortest one sits out turns,
 SLOW_TURNS = 3  # except for the first few, once it has had its share of the time
 T = TypeVar("T")
@@ -51,7 +53,9 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7) -> dict[str, Times]:
+def measure(
+    calls: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7, apart: Collection[str] = ()
+) -> dict[str, Times]:
     """Time each call, in turns.
 
     Much slower contestants have fewer turns, lest they take the time of the others.
@@ -60,6 +64,9 @@ def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least:
         calls: the contestants by name.
         seconds: how long all of it should last, about.
         at_least: turns that are taken even if they last longer.
+        apart: contestants with threads of their own. After a call, threads spin for a while, and would take the cores
+            from those of the next contestant, were they not the same: there is a rest before the turn of these. Where
+            one of them takes part, turns begin with a call that is not timed, which wakes the threads.
 
     Returns:
         The times of each contestant, in seconds per call.
@@ -68,6 +75,7 @@ def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least:
         once = {name: _warm(call) for name, call in calls.items()}
         repeats = {name: max(1, math.ceil(TURN / once[name])) for name in calls}
         per_turn = {name: once[name] * repeats[name] for name in calls}
+        leads = {name for name in calls if once[name] < LEAD and not set(apart).isdisjoint(calls)}
         slow = {name for name in calls if per_turn[name] > SLOW * min(per_turn.values())}
         taken: dict[str, list[float]] = {name: [] for name in calls}
         spent = dict.fromkeys(calls, 0.0)
@@ -78,6 +86,10 @@ def measure(calls: Mapping[str, Callable[[], object]], seconds: float, at_least:
                 if name in slow and turn >= SLOW_TURNS and spent[name] * len(calls) > sum(spent.values()):
                     continue
                 call, repeat = calls[name], repeats[name]
+                if name in apart:
+                    time.sleep(REST)
+                if name in leads:
+                    call()
                 begin = time.perf_counter()
                 for _ in range(repeat):
                     call()

@@ -332,6 +332,25 @@ def test_contestants_take_turns() -> None:
     assert all(t.turns == 4 and 2 * timing.TURN <= t.p20 <= t.median <= t.p80 for t in times.values())
 
 
+def test_threads_of_others_rest_before_a_turn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def call(name: str, long: float = 2 * timing.TURN) -> None:
+        calls.append(name)
+        end = time.perf_counter() + long
+        while time.perf_counter() < end:
+            pass
+
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: calls.append(f"({seconds:g})"))
+    monkeypatch.setattr(timing, "WARMUP", 1)
+    both = {"a": partial(call, "a"), "b": partial(call, "b"), "l": partial(call, "l", timing.LEAD)}
+    timing.measure(both, seconds=0, at_least=2, apart=["b", "elsewhere"])
+    assert "".join(calls) == "abl" + "aa(0.01)bbl" + "l(0.01)bbaa"
+    calls.clear()
+    timing.measure({"a": both["a"]}, seconds=0, at_least=2, apart=["b"])
+    assert "".join(calls) == "aaa"
+
+
 def test_short_calls_share_a_turn() -> None:
     calls: list[None] = []
     times = timing.measure({"short": lambda: calls.append(None)}, seconds=0, at_least=3)
@@ -368,7 +387,7 @@ def test_layers_that_differ_are_not_timed(
         return made
 
     monkeypatch.setitem(contestants.CONTESTANTS, "fastrnn", broken)
-    monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("was timed"))
+    monkeypatch.setattr(timing, "measure", lambda *_, **__: pytest.fail("was timed"))
     out = tmp_path / "cpu.jsonl"
     assert bench(["cpu", "--cells", "lstm", "--out", str(out)]) == 1
     assert "not timed" in capsys.readouterr().out
@@ -522,7 +541,7 @@ def test_benchmarks_beside_the_grid_time_nothing_that_differs(
 
     module = {"reset": resets}.get(benchmark) or globals()[benchmark]
     monkeypatch.setattr(module, "fastrnn_stack", broken)
-    monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("was timed"))
+    monkeypatch.setattr(timing, "measure", lambda *_, **__: pytest.fail("was timed"))
     with pytest.raises(MismatchError, match="fastrnn"):
         list(SPECIAL[benchmark]("lstm", tiny_plan()))
 
