@@ -132,17 +132,22 @@ struct Pass {
     });
   }
 
-  // b_ih + b_hh by pre-activation column; a GRU's n keeps its two apart, in columns n and hn.
+  // b_ih + b_hh in the columns of the pre-activations; a GRU's n keeps its two apart, in columns n and hn.
   const C* bias(size_t at) {
     const int64_t H = call.H, gates = cpu::gate_count(call.cell);
     C* const sum = workspace(width * H);
     std::fill(sum, sum + width * H, C(0));
     if (!call.bias) return sum;
     const C *b_ih = values(call.weights[at + 2]), *b_hh = values(call.weights[at + 3]);
-    for (int64_t i = 0; i < gates * H; ++i) {
-      const bool apart = call.cell == cpu::Cell::kGru && i >= 2 * H;
-      sum[i] = apart ? b_ih[i] : b_ih[i] + b_hh[i];
-      if (apart) sum[i + H] = b_hh[i];
+    for (int64_t unit = 0; unit < H; ++unit) {
+      const cpu::Columns columns = cpu::columns_of(unit, H, width);
+      C* const to = sum + columns.at;
+      for (int64_t gate = 0; gate < gates; ++gate) {
+        const int64_t i = gate * H + unit;
+        const bool apart = call.cell == cpu::Cell::kGru && gate == 2;
+        to[gate * columns.apart] = apart ? b_ih[i] : b_ih[i] + b_hh[i];
+        if (apart) to[3 * columns.apart] = b_hh[i];
+      }
     }
     return sum;
   }

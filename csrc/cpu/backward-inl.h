@@ -10,13 +10,19 @@ int64_t compact_at(const Share<C, CellT>& share, int64_t t) {
   return seq.compact[t] - seq.compact[share.dir.reverse ? seq.T - share.layer.s1 : share.layer.s0];
 }
 
+// Lean tape: h W_hh' on top of what the input product left.
 template <class C, class CellT>
-struct StartFromPre {
+struct StoreRecurrent {
   C* const* pre;
   const C* bias;
   int64_t H;
-  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t row, int64_t panel) const {
-    start_recurrent<C, CellT>(acc, pre[row], bias, H, panel);
+  FASTRNN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    for_each_vector<C, CellT, true>(panel, H, [&](int, int, int64_t column, int) { fetch(pre[row] + column); });
+  }
+  FASTRNN_INLINE void operator()(const Vec<C>* sum, int64_t row, int64_t panel) const {
+    for_each_vector<C, CellT, true>(panel, H, [&](int gate, int v, int64_t column, int lanes) {
+      store(pre[row] + column, with_input<C, CellT>(sum[v], pre[row], bias, gate, column, lanes), lanes);
+    });
   }
 };
 
@@ -25,7 +31,6 @@ struct BackwardShare : Share<C, CellT> {
   using Base = Share<C, CellT>;
   using Base::dir;
   using Base::layer;
-  static constexpr int64_t kWidth = CellT::kGates == 1 ? 1 : 4;
 
   BackwardShare(const Layer<C>& l, int64_t index, int64_t turn) : Base(l, index, turn, true) {}
 
@@ -71,12 +76,12 @@ struct BackwardShare : Share<C, CellT> {
 
   const C* gates_at(int64_t t, int64_t rank) const {
     const int64_t at = layer.lean ? compact(t) + rank : layer.seq.first[t] + this->row(rank);
-    return (layer.lean ? dir.gates : dir.tape) + at * kWidth * layer.H;
+    return (layer.lean ? dir.gates : dir.tape) + at * CellT::kWidth * layer.H;
   }
 
   // Lean tape: the chunk's gates and cell states again, by the same sums in the same order as forward.
   void recompute() const {
-    const int64_t H = layer.H, width = kWidth * H;
+    const int64_t H = layer.H, width = CellT::kWidth * H;
     Block<C> block;
     const C* h_prev[kBlockRows];
     int64_t n = 0;
@@ -102,22 +107,24 @@ struct BackwardShare : Share<C, CellT> {
     const Weights<C>& w = dir.weights;
     block.n = n;
     input_product(*this, block);
-    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{layer.H}, w.w_hh, this->panel0, this->panel1,
-                                       StartFromPre<C, CellT>{block.out, w.bias, layer.H},
-                                       StorePre<C, CellT, true>{block.out, layer.H});
+    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{layer.H}, w.w_hh, this->panel0, this->panel1, false,
+                                       StoreRecurrent<C, CellT>{block.out, w.bias, layer.H});
     n = 0;
   }
 
   void activate(int64_t s, int64_t t, int64_t rank) const {
     const int64_t H = layer.H, at = compact(t) + rank;
-    C* pre = dir.gates + at * kWidth * H;
+    C* pre = dir.gates + at * CellT::kWidth * H;
     const C* c_prev = CellT::kHasC ? c_before(s, t, rank) : nullptr;
     for (int64_t unit = this->unit0; unit < this->unit1; unit += kLanes<C>) {
       const int lanes = lanes_at<C>(unit, H);
       Vec<C> gates[CellT::kGates];
-      for (int g = 0; g < CellT::kGates; ++g) gates[g] = load(pre + CellT::pre_column(g) * H + unit, lanes);
-      CellT::step(gates, Unit<C>{pre + unit, nullptr, CellT::kHasC ? c_prev + unit : nullptr, nullptr,
-                                 CellT::kHasC ? dir.chunk_cells + at * H + unit : nullptr, H, lanes, true});
+      const Columns columns = columns_of(unit, H, CellT::kWidth);
+      for (int g = 0; g < CellT::kGates; ++g) {
+        gates[g] = load(pre + columns.at + CellT::pre_column(g) * columns.apart, lanes);
+      }
+      CellT::step(gates, Unit<C>{pre + columns.at, nullptr, CellT::kHasC ? c_prev + unit : nullptr, nullptr,
+                                 CellT::kHasC ? dir.chunk_cells + at * H + unit : nullptr, columns.apart, lanes, true});
     }
   }
 
@@ -165,14 +172,16 @@ struct BackwardShare : Share<C, CellT> {
           if (ends && dir.dc_n != nullptr) dc = dc + load(dir.dc_n + b * H + unit, lanes);
         }
         UnitGradient<C> u{};
-        u.dgates = dir.dgates + at * kWidth * H + unit;
+        u.dgates = dir.dgates + at * CellT::kWidth * H + unit;
         u.h_prev = dir.h_prev + at * H + unit;
         u.H = H;
         u.lanes = lanes;
         if constexpr (CellT::kGates == 1) {
           u.h = h + unit;
         } else {
-          u.gates = gates + unit;
+          const Columns columns = columns_of(unit, H, CellT::kWidth);
+          u.gates = gates + columns.at;
+          u.apart = columns.apart;
         }
         if constexpr (CellT::kHasC) {
           u.c = c + unit;
@@ -198,12 +207,12 @@ struct BackwardShare : Share<C, CellT> {
         if constexpr (CellT::kHasC) copy(layer.zeros, dir.dc + row + this->unit0, this->unit1 - this->unit0);
         continue;
       }
-      dgates[n] = dir.dgates + (compact(t) + rank) * kWidth * H;
+      dgates[n] = dir.dgates + (compact(t) + rank) * CellT::kWidth * H;
       dh[n++] = dir.dh + row;
     }
     const Runs runs = CellT::kGates == 3 ? Runs{2 * H, 3 * H, H} : Runs{CellT::kGates * H};
-    product<C, kPlainVecs>(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, StartAt<C>{dh, H, true},
-                           StoreAt<C>{dh, H, false});
+    product<C, kPlainVecs>(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, s & 1,
+                           StoreAt<C>{dh, H, true});
   }
 };
 
@@ -236,8 +245,7 @@ template <class C, class CellT>
 void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64_t hi) {
   const BackwardShare<C, CellT> share(layer, layer.plan.teams == 2 ? direction * layer.plan.team_shares : 0, direction);
   const Direction<C>& dir = share.dir;
-  const int64_t width = BackwardShare<C, CellT>::kWidth * layer.H,
-                first = share.time(dir.reverse ? layer.s1 - 1 : layer.s0);
+  const int64_t width = CellT::kWidth * layer.H, first = share.time(dir.reverse ? layer.s1 - 1 : layer.s0);
   Block<C> block;
   int64_t t = first;
   for (int64_t at = lo; at < hi; ++at) {
@@ -246,8 +254,7 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.out[block.n] = layer.dx.at(t, share.row(at - share.compact(t)));
     if (++block.n < kBlockRows && at + 1 < hi) continue;
     product<C, kPlainVecs>(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0,
-                           plain_panels<C>(layer.I), StartAt<C>{block.out, layer.I, false},
-                           StoreAt<C>{block.out, layer.I, layer.directions == 2});
+                           plain_panels<C>(layer.I), false, StoreAt<C>{block.out, layer.I, layer.directions == 2});
     block.n = 0;
   }
 }

@@ -2,14 +2,13 @@
 // inside FASTRNN_NS.
 //
 // A cell has kGates gates; a panel of its forward weights holds kUnitVecs vectors of units times kGates, accumulator
-// v = gate * kUnitVecs + unit vector. A row's pre-activations (and the tape) are kWidth columns of H values:
+// v = gate * kUnitVecs + unit vector. A row's pre-activations (and the tape) are kWidth columns (rnn.h: columns_of):
 //   lstm  i f g o            torch.nn.LSTMCell
 //   gru   r z n hn           torch.nn.GRUCell; hn = W_hn h + b_hn, n the part from x until the gate is known
 //   rnn   a                  torch.nn.RNNCell
-// start_column(g) is the column that gate g's recurrent sum starts from (of the row, or of the bias where from_bias),
-// and pre_column(g) where its sum belongs.
+// pre_column(g) is the column that gate g's recurrent sum is added to (of the row, or of the bias where from_bias).
 
-// One row at one vector of units. Pointers are at the unit; columns lie H apart.
+// One row at one vector of units. Pointers are at the unit.
 template <class C>
 struct Unit {
   C* pre;           // pre-activations from x; the activated gates go there when `keep`
@@ -17,7 +16,7 @@ struct Unit {
   const C* c_prev;
   C* h;  // state after the step; h may be null
   C* c;
-  int64_t H;
+  int64_t apart;  // of the columns of pre
   int lanes;
   bool keep;
 };
@@ -31,14 +30,14 @@ struct UnitGradient {
   const C* h;
   const C* c_prev;
   const C* c;
-  C* dgates;
-  int64_t H;
+  C* dgates;  // columns lie H apart, as the products for the weights want them
+  int64_t apart, H;
   int lanes;
 };
 
 template <class C>
 struct Lstm {
-  static constexpr int kGates = 4, kUnitVecs = 1;
+  static constexpr int kGates = 4, kUnitVecs = 1, kWidth = 4;
   static constexpr bool kHasC = true;
   static constexpr int pre_column(int gate) { return gate; }
   static constexpr bool from_bias(int) { return false; }
@@ -50,14 +49,14 @@ struct Lstm {
     if (u.h != nullptr) store(u.h, o * tanh<C>(c), u.lanes);
     if (!u.keep) return;
     store(u.pre, i, u.lanes);
-    store(u.pre + u.H, f, u.lanes);
-    store(u.pre + 2 * u.H, g, u.lanes);
-    store(u.pre + 3 * u.H, o, u.lanes);
+    store(u.pre + u.apart, f, u.lanes);
+    store(u.pre + 2 * u.apart, g, u.lanes);
+    store(u.pre + 3 * u.apart, o, u.lanes);
   }
 
   static FASTRNN_INLINE void backward(const UnitGradient<C>& u, Vec<C>& dh, Vec<C>& dc) {
-    const Vec<C> i = load(u.gates, u.lanes), f = load(u.gates + u.H, u.lanes);
-    const Vec<C> g = load(u.gates + 2 * u.H, u.lanes), o = load(u.gates + 3 * u.H, u.lanes);
+    const Vec<C> i = load(u.gates, u.lanes), f = load(u.gates + u.apart, u.lanes);
+    const Vec<C> g = load(u.gates + 2 * u.apart, u.lanes), o = load(u.gates + 3 * u.apart, u.lanes);
     const Vec<C> tanh_c = tanh<C>(load(u.c, u.lanes));
     dc = dc + dh * o * (C(1) - tanh_c * tanh_c);
     store(u.dgates, dc * g * i * (C(1) - i), u.lanes);
@@ -71,25 +70,25 @@ struct Lstm {
 
 template <class C>
 struct Gru {
-  static constexpr int kGates = 3, kUnitVecs = 1;
+  static constexpr int kGates = 3, kUnitVecs = 1, kWidth = 4;
   static constexpr bool kHasC = false;
   static constexpr int pre_column(int gate) { return gate == 2 ? 3 : gate; }
   static constexpr bool from_bias(int gate) { return gate == 2; }
 
   static FASTRNN_INLINE void step(const Vec<C>* a, const Unit<C>& u) {
     const Vec<C> r = sigmoid<C>(a[0]), z = sigmoid<C>(a[1]);
-    const Vec<C> n = tanh<C>(fma(r, a[2], load(u.pre + 2 * u.H, u.lanes)));
+    const Vec<C> n = tanh<C>(fma(r, a[2], load(u.pre + 2 * u.apart, u.lanes)));
     if (u.h != nullptr) store(u.h, fma(z, load(u.h_prev, u.lanes) - n, n), u.lanes);
     if (!u.keep) return;
     store(u.pre, r, u.lanes);
-    store(u.pre + u.H, z, u.lanes);
-    store(u.pre + 2 * u.H, n, u.lanes);
-    store(u.pre + 3 * u.H, a[2], u.lanes);
+    store(u.pre + u.apart, z, u.lanes);
+    store(u.pre + 2 * u.apart, n, u.lanes);
+    store(u.pre + 3 * u.apart, a[2], u.lanes);
   }
 
   static FASTRNN_INLINE void backward(const UnitGradient<C>& u, Vec<C>& dh, Vec<C>&) {
-    const Vec<C> r = load(u.gates, u.lanes), z = load(u.gates + u.H, u.lanes);
-    const Vec<C> n = load(u.gates + 2 * u.H, u.lanes), hn = load(u.gates + 3 * u.H, u.lanes);
+    const Vec<C> r = load(u.gates, u.lanes), z = load(u.gates + u.apart, u.lanes);
+    const Vec<C> n = load(u.gates + 2 * u.apart, u.lanes), hn = load(u.gates + 3 * u.apart, u.lanes);
     const Vec<C> dn = dh * (C(1) - z) * (C(1) - n * n);
     store(u.dgates, dn * hn * r * (C(1) - r), u.lanes);
     store(u.dgates + u.H, dh * (load(u.h_prev, u.lanes) - n) * z * (C(1) - z), u.lanes);
@@ -101,7 +100,7 @@ struct Gru {
 
 template <class C, bool kRelu>
 struct Rnn {
-  static constexpr int kGates = 1, kUnitVecs = 4;
+  static constexpr int kGates = 1, kUnitVecs = 4, kWidth = 1;
   static constexpr bool kHasC = false;
   static constexpr int pre_column(int) { return 0; }
   static constexpr bool from_bias(int) { return false; }

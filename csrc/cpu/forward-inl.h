@@ -9,30 +9,32 @@ struct StepRow {
 };
 
 template <class C, class CellT>
-struct StartStep {
+struct FinishStep {
   const StepRow<C>* rows;
   const C* bias;
   int64_t H;
-  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t row, int64_t panel) const {
-    start_recurrent<C, CellT>(acc, rows[row].pre, bias, H, panel);
-  }
-};
-
-template <class C, class CellT>
-struct FinishStep {
-  const StepRow<C>* rows;
-  int64_t H;
   bool keep;
-  FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
+  FASTRNN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    const StepRow<C>& at = rows[row];
+    for_each_vector<C, CellT, true>(panel, H, [&](int, int, int64_t column, int) { fetch(at.pre + column); });
+    const int64_t unit = panel * CellT::kUnitVecs * kLanes<C>;
+    if constexpr (CellT::kHasC) fetch(at.c_prev + unit);
+    fetch(at.h + unit);
+  }
+  FASTRNN_INLINE void operator()(const Vec<C>* sum, int64_t row, int64_t panel) const {
     const StepRow<C>& at = rows[row];
     for (int u = 0; u < CellT::kUnitVecs; ++u) {
       const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
       const int lanes = lanes_at<C>(unit, H);
       if (lanes == 0) break;
+      const Columns columns = columns_of(unit, H, CellT::kWidth);
       Vec<C> gates[CellT::kGates];
-      for (int g = 0; g < CellT::kGates; ++g) gates[g] = acc[g * CellT::kUnitVecs + u];
-      CellT::step(gates, Unit<C>{at.pre + unit, at.h_prev + unit, CellT::kHasC ? at.c_prev + unit : nullptr,
-                                 at.h + unit, CellT::kHasC ? at.c + unit : nullptr, H, lanes, keep});
+      for (int g = 0; g < CellT::kGates; ++g) {
+        const int64_t column = columns.at + CellT::pre_column(g) * columns.apart;
+        gates[g] = with_input<C, CellT>(sum[g * CellT::kUnitVecs + u], at.pre, bias, g, column, lanes);
+      }
+      CellT::step(gates, Unit<C>{at.pre + columns.at, at.h_prev + unit, CellT::kHasC ? at.c_prev + unit : nullptr,
+                                 at.h + unit, CellT::kHasC ? at.c + unit : nullptr, columns.apart, lanes, keep});
     }
   }
 };
@@ -42,13 +44,12 @@ struct ForwardShare : Share<C, CellT> {
   using Base = Share<C, CellT>;
   using Base::dir;
   using Base::layer;
-  static constexpr int64_t kWidth = CellT::kGates == 1 ? 1 : 4;
 
   ForwardShare(const Layer<C>& l, int64_t index, int64_t turn) : Base(l, index, turn, false) {}
 
   C* pre_at(int64_t s, int64_t t, int64_t rank) const {
-    if (dir.tape != nullptr) return dir.tape + (layer.seq.first[t] + this->row(rank)) * kWidth * layer.H;
-    return dir.pre + (s % layer.plan.forward_steps * layer.seq.B + rank) * kWidth * layer.H;
+    if (dir.tape != nullptr) return dir.tape + (layer.seq.first[t] + this->row(rank)) * CellT::kWidth * layer.H;
+    return dir.pre + (s % layer.plan.forward_steps * layer.seq.B + rank) * CellT::kWidth * layer.H;
   }
 
   void chunk(int64_t s0, int64_t s1) const {
@@ -112,9 +113,8 @@ struct ForwardShare : Share<C, CellT> {
       rows[i] = step_row(s, t, first + i);
       h_prev[i] = rows[i].h_prev;
     }
-    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{H}, dir.weights.w_hh, this->panel0, this->panel1,
-                                       StartStep<C, CellT>{rows, dir.weights.bias, H},
-                                       FinishStep<C, CellT>{rows, H, dir.tape != nullptr});
+    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{H}, dir.weights.w_hh, this->panel0, this->panel1, s & 1,
+                                       FinishStep<C, CellT>{rows, dir.weights.bias, H, dir.tape != nullptr});
     const int64_t unit0 = this->unit0, units = this->unit1 - unit0;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t b = this->row(first + i);

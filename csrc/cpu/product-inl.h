@@ -2,8 +2,8 @@
 // fused multiply-add at a time, whatever the tile, so a row's result depends neither on the rows beside it nor on who
 // computes it. Included once per instruction set inside FASTRNN_NS.
 //
-// A panel is kVecs vectors of columns: w[k][v][lane]. `Start` and `Finish` say where a tile's accumulators come from
-// and go to: void operator()(Vec<C>* acc, int64_t row, int64_t panel) const.
+// A panel is kVecs vectors of columns: w[k][v][lane]. `Finish` says where a row's sums go: finish(sums, row, panel)
+// adds them to what they belong to, which finish.prefetch(row, panel) has asked for before the sums were computed.
 
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
@@ -54,15 +54,14 @@ FASTRNN_INLINE void add_blocks(Vec<C> (&sum)[R][kVecs], const C* const* a, int64
   }
 }
 
-template <class C, int R, int kVecs, class Start, class Finish>
-void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel, const Start& start,
+template <class C, int R, int kVecs, class Finish>
+void tile(const C* const* a, const Runs& runs, const C* w, const C* next, int64_t row, int64_t panel,
           const Finish& finish) {
   constexpr int64_t kStride = kVecs * kLanes<C>;
   // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
-  const int64_t nth = row / R < kVecs ? row / R : kVecs - 1;
-  const C* ahead = w + (runs.K + runs.K2) * kStride + nth * kLanes<C>;
-  Vec<C> sum[R][kVecs];
-  for (int r = 0; r < R; ++r) start(sum[r], row + r, panel);
+  const C* ahead = next + (row / R < kVecs ? row / R : kVecs - 1) * kLanes<C>;
+  for (int r = 0; r < R; ++r) finish.prefetch(row + r, panel);
+  Vec<C> sum[R][kVecs] = {};
   accumulate<C, R, kVecs>(sum, a + row, 0, runs.K < kBlock ? runs.K : kBlock, w, ahead);
   add_blocks<C, R, kVecs>(sum, a + row, 0, kBlock, runs.K, w, ahead);
   add_blocks<C, R, kVecs>(sum, a + row, runs.second, 0, runs.K2, w + runs.K * kStride, ahead + runs.K * kStride);
@@ -70,26 +69,31 @@ void tile(const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t 
 }
 
 // A tile of n rows, n <= R.
-template <class C, int R, int kVecs, class Start, class Finish>
-FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, const Runs& runs, const C* w, int64_t row, int64_t panel,
-                            const Start& start, const Finish& finish) {
+template <class C, int R, int kVecs, class Finish>
+FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, const Runs& runs, const C* w, const C* next, int64_t row,
+                            int64_t panel, const Finish& finish) {
   if constexpr (R > 0) {
-    if (n == R) return tile<C, R, kVecs>(a, runs, w, row, panel, start, finish);
-    tile_of<C, R - 1, kVecs>(n, a, runs, w, row, panel, start, finish);
+    if (n == R) return tile<C, R, kVecs>(a, runs, w, next, row, panel, finish);
+    tile_of<C, R - 1, kVecs>(n, a, runs, w, next, row, panel, finish);
   }
 }
 
 // Rows a[0 … rows) times panels [p0, p1) of w, in tiles of about the same number of rows: a last tile of one or two
-// would read the panel for little work.
-template <class C, int kVecs, class Start, class Finish>
-void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, const Start& start,
+// would read the panel for little work. Step after step reads the same weights; where they do not fit the cache, going
+// through them back and forth finds the half there that was read last.
+template <class C, int kVecs, class Finish>
+void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
              const Finish& finish) {
   constexpr int64_t kMost = kRegisters / kVecs;
   const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>, tiles = (rows + kMost - 1) / kMost;
-  for (int64_t p = p0; p < p1; ++p) {
-    for (int64_t i = 0, row = 0; i < tiles; ++i) {
-      const int64_t n = (rows - row + tiles - i - 1) / (tiles - i);
-      tile_of<C, kMost, kVecs>(n, a, runs, w + p * panel_size, row, p, start, finish);
+  for (int64_t i = 0; i < p1 - p0; ++i) {
+    const int64_t p = back ? p1 - 1 - i : p0 + i;
+    const C *panel = w + p * panel_size, *next = i + 1 == p1 - p0 ? panel
+                                                 : back           ? panel - panel_size
+                                                                  : panel + panel_size;
+    for (int64_t j = 0, row = 0; j < tiles; ++j) {
+      const int64_t n = (rows - row + tiles - j - 1) / (tiles - j);
+      tile_of<C, kMost, kVecs>(n, a, runs, panel, next, row, p, finish);
       row += n;
     }
   }
@@ -111,23 +115,19 @@ FASTRNN_INLINE int lanes_at(int64_t at, int64_t n) {
 }
 
 template <class C>
-struct StartAt {  // continue from what `out` holds, or from zero
-  C* const* out;
-  int64_t n;
-  bool add;
-  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t row, int64_t panel) const {
-    for (int v = 0; v < kPlainVecs; ++v) {
-      const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
-      acc[v] = add ? load(out[row] + at, lanes_at<C>(at, n)) : Vec<C>{};
-    }
-  }
-};
+FASTRNN_INLINE void fetch(const C* p) {
+  __builtin_prefetch(p, 1, 3);
+}
 
+// Write the sums, or add them to what `out` holds: then the order of two such sums is no matter.
 template <class C>
-struct StoreAt {  // write what `out` holds, or add to it: then the order of two such sums is no matter
+struct StoreAt {
   C* const* out;
   int64_t n;
   bool add;
+  FASTRNN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    for (int v = 0; v < kPlainVecs; ++v) fetch(out[row] + (panel * kPlainVecs + v) * kLanes<C>);
+  }
   FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
     for (int v = 0; v < kPlainVecs; ++v) {
       const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;

@@ -16,6 +16,20 @@ namespace fastrnn::cpu {
 
 constexpr int64_t kLeanChunk = 64;  // fastrnn/_ops.py: LEAN_CHUNK
 
+// A row of pre-activations, and of the full tape, holds `width` values a unit: of kUnitBlock units all of the first,
+// then all of the second, …, then the next units. So what one panel of weights yields lies together, whatever H is;
+// columns that lay H apart would, for H = 512 and the like, all fall into the same few sets of the cache.
+constexpr int64_t kUnitBlock = 16;
+
+struct Columns {
+  int64_t at, apart;  // a unit's values are at `at`, `at + apart`, …
+};
+
+constexpr Columns columns_of(int64_t unit, int64_t H, int64_t width) {
+  const int64_t block = unit / kUnitBlock * kUnitBlock, n = H - block < kUnitBlock ? H - block : kUnitBlock;
+  return {block * width + unit - block, n};
+}
+
 enum class Cell { kRnnTanh, kRnnRelu, kLstm, kGru };
 
 // Rows of features addressed by (time, row): a strided (T, B, n) tensor, or packed rows (N, n) with `first`.
@@ -48,7 +62,7 @@ template <class C>
 struct Weights {
   const C *w_ih = nullptr, *w_hh = nullptr;      // forward: x W_ih', h W_hh', columns by units x gates
   const C *w_ih_t = nullptr, *w_hh_t = nullptr;  // backward: dG W_ih, dG W_hh
-  const C* bias = nullptr;                       // (width * H): what the products start from, by pre-activation column
+  const C* bias = nullptr;                       // (width * H): what the products are added to, in columns_of
 };
 
 template <class C>

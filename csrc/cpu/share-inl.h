@@ -74,46 +74,42 @@ void copy(const C* from, C* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
-// Accumulators from the bias, the sums stored by pre-activation column: x W_ih' + b.
+// f(gate, vector, column, lanes) for every vector of panel `panel`; column is where its sums belong in a row: in
+// CellT::pre_column or, of x W_ih', as the gates are numbered.
+template <class C, class CellT, bool kRecurrent, class F>
+FASTRNN_INLINE void for_each_vector(int64_t panel, int64_t H, const F& f) {
+  for (int u = 0; u < CellT::kUnitVecs; ++u) {
+    const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
+    const int lanes = lanes_at<C>(unit, H);
+    if (lanes == 0) break;
+    const Columns columns = columns_of(unit, H, CellT::kWidth);
+    for (int g = 0; g < CellT::kGates; ++g) {
+      const int column = kRecurrent ? CellT::pre_column(g) : g;
+      f(g, g * CellT::kUnitVecs + u, columns.at + column * columns.apart, lanes);
+    }
+  }
+}
+
+// x W_ih' + b into the pre-activations.
 template <class C, class CellT>
-struct StartBias {
+struct StoreInput {
+  C* const* out;
   const C* bias;
   int64_t H;
-  FASTRNN_INLINE void operator()(Vec<C>* acc, int64_t, int64_t panel) const {
-    for (int g = 0; g < CellT::kGates; ++g) {
-      for (int u = 0; u < CellT::kUnitVecs; ++u) {
-        const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
-        acc[g * CellT::kUnitVecs + u] = load(bias + g * H + unit, lanes_at<C>(unit, H));
-      }
-    }
+  FASTRNN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    for_each_vector<C, CellT, false>(panel, H, [&](int, int, int64_t column, int) { fetch(out[row] + column); });
+  }
+  FASTRNN_INLINE void operator()(const Vec<C>* sum, int64_t row, int64_t panel) const {
+    for_each_vector<C, CellT, false>(panel, H, [&](int, int v, int64_t column, int lanes) {
+      store(out[row] + column, load(bias + column, lanes) + sum[v], lanes);
+    });
   }
 };
 
-template <class C, class CellT, bool kRecurrent>
-struct StorePre {
-  C* const* out;
-  int64_t H;
-  FASTRNN_INLINE void operator()(const Vec<C>* acc, int64_t row, int64_t panel) const {
-    for (int g = 0; g < CellT::kGates; ++g) {
-      C* column = out[row] + (kRecurrent ? CellT::pre_column(g) : g) * H;
-      for (int u = 0; u < CellT::kUnitVecs; ++u) {
-        const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
-        store(column + unit, acc[g * CellT::kUnitVecs + u], lanes_at<C>(unit, H));
-      }
-    }
-  }
-};
-
-// Accumulators of the recurrent product: on top of the input's, or of the bias where the gate wants its own sum.
+// What a recurrent sum is added to: the input's part, or the bias where the gate wants its own sum.
 template <class C, class CellT>
-FASTRNN_INLINE void start_recurrent(Vec<C>* acc, const C* pre, const C* bias, int64_t H, int64_t panel) {
-  for (int g = 0; g < CellT::kGates; ++g) {
-    const C* column = CellT::from_bias(g) ? bias + CellT::pre_column(g) * H : pre + CellT::pre_column(g) * H;
-    for (int u = 0; u < CellT::kUnitVecs; ++u) {
-      const int64_t unit = (panel * CellT::kUnitVecs + u) * kLanes<C>;
-      acc[g * CellT::kUnitVecs + u] = load(column + unit, lanes_at<C>(unit, H));
-    }
-  }
+FASTRNN_INLINE Vec<C> with_input(Vec<C> sum, const C* pre, const C* bias, int gate, int64_t column, int lanes) {
+  return load((CellT::from_bias(gate) ? bias : pre) + column, lanes) + sum;
 }
 
 // A block of rows on their way through the input product.
@@ -128,9 +124,8 @@ template <class C, class CellT>
 void input_product(const Share<C, CellT>& share, Block<C>& block) {
   const Layer<C>& layer = share.layer;
   const Weights<C>& w = share.dir.weights;
-  product<C, kForwardVecs<C, CellT>>(block.a, block.n, Runs{layer.I}, w.w_ih, share.panel0, share.panel1,
-                                     StartBias<C, CellT>{w.bias, layer.H},
-                                     StorePre<C, CellT, false>{block.out, layer.H});
+  product<C, kForwardVecs<C, CellT>>(block.a, block.n, Runs{layer.I}, w.w_ih, share.panel0, share.panel1, false,
+                                     StoreInput<C, CellT>{block.out, w.bias, layer.H});
   block.n = 0;
 }
 

@@ -58,16 +58,25 @@ FASTRNN_INLINE Vec<C> splat(C value) {
 FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
 #if FASTRNN_VECTOR_BYTES == 64
   // maskz_: GCC 12 warns of the undefined lanes of the other
-  Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)b);
-  r = fma(r, fma(-b, r, splat(1.f)), r);
-  const Vec<float> q = a * r;
-  return fma(fma(-b, q, a), r, q);
+  const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)b), q = a * r;  // r is off by 2^-14 at most,
+  return fma(fma(-b, q, a), r, q);                                                       // and this by that squared
 #else
   return a / b;
 #endif
 }
 
 FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
+
+// a, or low where a is less; NaN stays NaN.
+FASTRNN_INLINE Vec<float> at_least(Vec<float> a, float low) {
+#if FASTRNN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_maskz_max_ps(0xFFFF, (__m512)splat(low), (__m512)a);  // of two, NaN yields the second
+#else
+  return a < low ? splat(low) : a;
+#endif
+}
+
+FASTRNN_INLINE Vec<double> at_least(Vec<double> a, double low) { return a < low ? splat(low) : a; }
 
 template <class C>
 FASTRNN_INLINE Vec<C> load(const C* p) {
@@ -85,15 +94,31 @@ FASTRNN_INLINE void store(C* p, Vec<C> v) {
 template <class C>
 FASTRNN_INLINE Vec<C> load(const C* p, int n) {
   if (n == kLanes<C>) return load(p);
+#if FASTRNN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  } else {
+    return (Vec<C>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+#else
   C lanes[kLanes<C>] = {};
   for (int i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
+#endif
 }
 
 template <class C>
 FASTRNN_INLINE void store(C* p, Vec<C> v, int n) {
   if (n == kLanes<C>) return store(p, v);
+#if FASTRNN_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+  }
+#else
   C lanes[kLanes<C>];
   store(lanes, v);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
 }
