@@ -1,6 +1,6 @@
 """Who is measured: makers of recurrent stacks that share one set of weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +95,8 @@ CONTESTANTS: dict[str, Contestant] = {
 def unavailable(name: str, dtype: str) -> str | None:
     """Why a contestant does not take part, if so."""
     return onnx_stack.unavailable(dtype) if name == ONNX else None
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Of those contestants that are neither torch's nor fastrnn's, whose versions every row has."""
+    return {name: onnx_stack.version() for name in names if name == ONNX}

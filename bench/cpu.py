@@ -7,7 +7,7 @@ import torch
 
 from bench.calls import calls, timed
 from bench.check import check_stacks
-from bench.contestants import CONTESTANTS, torch_stack
+from bench.contestants import CONTESTANTS, torch_stack, versions
 from bench.grid import Shape
 from bench.plan import DTYPES, MODES, Job, Plan
 from bench.results import BASELINE, Row
@@ -31,6 +31,6 @@ def measure(cell: str, shape: Shape, plan: Plan) -> Iterator[Row]:
     x = torch.randn(shape.steps, shape.batch, shape.input, dtype=dtype)
     stacks = {name: CONTESTANTS[name](baseline) for name in plan.contestants}
     others = {name: stack for name, stack in stacks.items() if name != BASELINE}
-    detail = {"error_ratio": check_stacks(others, baseline, x)}
+    detail = {"error_ratio": check_stacks(others, baseline, x), "versions": versions(plan.contestants)}
     for mode in MODES:
         yield timed("layer", (cell, shape, mode), plan, calls(stacks, x, mode), detail)

@@ -3,6 +3,7 @@
 Both packages are optional. They compute inference alone, and float32 alone is measured: there is no bfloat16.
 """
 
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +22,11 @@ def unavailable(dtype: str) -> str | None:
     if missing:
         return f"not installed (pip install {' '.join(missing)})"
     return None if dtype == "float32" else "measured in float32 only"
+
+
+def version() -> str:
+    """Of ONNX Runtime."""
+    return metadata.version("onnxruntime")
 
 
 class OnnxStack(nn.Module):

@@ -457,8 +457,10 @@ def test_onnx_runtime_takes_part_in_inference(
     out = tmp_path / "cpu.jsonl"
     arguments = ["cpu", "--seconds", "0.01", "--cells", "lstm", "--contestants", "fastrnn", "onnx", "--out", str(out)]
     assert bench([*arguments, "--dtype", "float32", "bfloat16"]) == 0
-    taking_part = {(row.case.dtype, row.case.mode) for row in results.read(out) if "ONNX Runtime" in row.times}
+    rows = results.read(out)
+    taking_part = {(row.case.dtype, row.case.mode) for row in rows if "ONNX Runtime" in row.times}
     assert taking_part == {("float32", "inference")}
+    assert rows[0].detail["versions"].keys() == {"ONNX Runtime"}
     assert "does not take part in bfloat16: measured in float32 only" in capsys.readouterr().out
 
 
@@ -477,6 +479,14 @@ def test_the_limit_is_arithmetic_or_reading(rates: roofline.Rates) -> None:
     assert deep.flops == deep.limit == 2 * 2 * 15 * 6 * ((4 + 6) + (12 + 6))
     ragged = roofline.work("gru", Shape(3, 2, 4, 4), "float32", "inference", rates, batch_sizes=[3, 1])
     assert ragged == roofline.Work(flops=4 * 192, limit=4 * 192)
+
+
+def test_the_full_grid_is_the_core_grid_and_more() -> None:
+    full = grid.GRIDS["full"]
+    assert len(full) == len(set(full)) >= 40
+    assert set(grid.GRIDS["quick"]) < set(grid.GRIDS["core"]) < set(full)
+    assert {shape.batch for shape in full} >= {1, 8, 64, 256}
+    assert set(targets.GEMM_SHAPES) < set(grid.CORE)
 
 
 def test_a_small_matrix_is_read_as_fast_as_a_large_one() -> None:
