@@ -36,7 +36,8 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
     return whole ? torch::stable::new_empty(x, sizes, dtype) : torch::stable::new_zeros(x, sizes, dtype);
   };
   const auto all_steps = [&](ScalarType dtype) { return allocate(call.rows_of(D * H), dtype, !call.padded); };
-  const Tensor y = all_steps(storage), h_n = pass.tensor({D, B, H}), c_n = pass.tensor({has_c ? D : 0, B, H});
+  const Tensor y = all_steps(storage), h_n = torch::stable::new_empty(x, Sizes{D, B, H}, compute);
+  const Tensor c_n = has_c ? torch::stable::new_empty(x, Sizes{D, B, H}, compute) : empty_result(x, compute);
   Tensor cells = empty_result(x, compute), tape = cells;
   layer.y = call.rows(y, static_cast<char*>(y.mutable_data_ptr()), layer.x.item);
   if (has_c && (want_cells || tape_kind == Tape::kFull)) {
@@ -101,7 +102,7 @@ struct WeightGradients {
   Pass<C>& pass;
   Tensor dw_ih, dw_hh;
   std::vector<double> db;  // by pre-activation column; over many chunks, only double keeps a plain sum exact
-  Tensor partial;
+  C* partial;
   bool any = false;
 
   explicit WeightGradients(Pass<C>& p) : pass(p) {
@@ -109,7 +110,7 @@ struct WeightGradients {
     dw_ih = torch::stable::new_empty(p.call.x, Sizes{rows, I}, kScalar<C>);
     dw_hh = torch::stable::new_empty(p.call.x, Sizes{rows, H}, kScalar<C>);
     db.assign(p.width * H, 0.0);
-    partial = p.tensor({rows * std::max<int64_t>({I, H, 1})});
+    partial = p.workspace(rows * std::max(I, H));
   }
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
@@ -139,14 +140,12 @@ struct WeightGradients {
 
   void accumulate(const Tensor& a, const Tensor& b, const Tensor& into) {
     if (!any) return multiply(a, b, into);
-    const Tensor more = torch::stable::reshape(leading(partial, 0, into.numel()), into.sizes());
-    multiply(a, b, more);
+    multiply(a, b, pass.matrix(partial, into.size(0), into.size(1)));
     const int64_t n = into.numel();
     C* const sum = Pass<C>::data(into);
-    const C* const terms = more.template const_data_ptr<C>();
     const int64_t parts = n > 65536 ? pass.layer.plan.shares() : 1;
     pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] += terms[i];
+      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] += partial[i];
     });
   }
 
@@ -223,13 +222,13 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     } else if (cpu::gate_count(call.cell) > 1) {
       dir.tape = const_cast<C*>(tape.const_data_ptr<C>()) + d * call.N * pass.width * H;
     }
-    dgates.push_back(pass.tensor({most_rows, pass.width * H}));
-    h_prev.push_back(pass.tensor({most_rows, H}));
-    dir.dgates = pass.data(dgates[d]);
-    dir.h_prev = pass.data(h_prev[d]);
+    dir.dgates = pass.workspace(most_rows * pass.width * H);
+    dir.h_prev = pass.workspace(most_rows * H);
+    dgates.push_back(pass.matrix(dir.dgates, most_rows, pass.width * H));
+    h_prev.push_back(pass.matrix(dir.h_prev, most_rows, H));
     if (!x_compact) {
-      x_rows.push_back(pass.tensor({most_rows, I}));
-      dir.x_chunk = pass.data(x_rows[d]);
+      dir.x_chunk = pass.workspace(most_rows * I);
+      x_rows.push_back(pass.matrix(dir.x_chunk, most_rows, I));
     }
     if (need_weights) sums.emplace_back(pass);
   }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "call.h"
+#include "workspace.h"
 
 namespace fastrnn {
 
@@ -17,7 +18,8 @@ struct Pass {
   const cpu::Kernels<C>& kernels = kernels_of(C{});
   cpu::Layer<C> layer;
   int64_t width;
-  std::vector<Tensor> kept;  // whatever the layer points to
+  Workspace memory;
+  std::vector<Tensor> kept;  // whatever the layer points to beside it
   std::vector<int64_t> row_start;
   std::unique_ptr<cpu::Barrier[]> barriers;
 
@@ -32,6 +34,7 @@ struct Pass {
     problem.unit_panels = static_cast<int>((c.H + unit_vectors * kernels.lanes - 1) / (unit_vectors * kernels.lanes));
     problem.threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
     layer.plan = cpu::make_plan(problem);
+    layer.packed = c.T > 1;
     layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
     split_rows();
     layer.seq = {c.T, c.B, c.alive.data(), c.order.data(), c.first.data(), c.compact.data(), row_start.data()};
@@ -78,12 +81,12 @@ struct Pass {
     }
   }
 
-  Tensor tensor(const Sizes& sizes) {
-    kept.push_back(torch::stable::new_empty(call.x, sizes, kScalar<C>));
-    return kept.back();
-  }
+  C* workspace(int64_t n) { return static_cast<C*>(Workspace::take(n * int64_t{sizeof(C)})); }
 
-  C* workspace(int64_t n) { return data(tensor({n})); }
+  // A matrix in the workspace, for aten to read.
+  Tensor matrix(C* values, int64_t rows, int64_t columns) const {
+    return torch::stable::from_blob(values, Sizes{rows, columns}, Sizes{columns, 1}, call.x.device(), kScalar<C>);
+  }
 
   static C* data(const Tensor& t) { return t.mutable_data_ptr<C>(); }
 
@@ -107,8 +110,12 @@ struct Pass {
     for (int d = 0; d < call.directions; ++d) {
       cpu::Weights<C>& w = layer.dir[d].weights;
       const Tensor w_ih = as(call.weights[d * each], kScalar<C>), w_hh = as(call.weights[d * each + 1], kScalar<C>);
-      if (forward) items.push_back({w_ih, call.H, call.I, false, &w.w_ih});
-      if (forward) items.push_back({w_hh, call.H, call.H, false, &w.w_hh});
+      if (forward && layer.packed) {
+        items.push_back({w_ih, call.H, call.I, false, &w.w_ih});
+        items.push_back({w_hh, call.H, call.H, false, &w.w_hh});
+      } else if (forward) {
+        w.w_ih = values(w_ih), w.w_hh = values(w_hh);
+      }
       if (backward) items.push_back({w_hh, call.H, gates * call.H, true, &w.w_hh_t});
       if (backward && need_x) items.push_back({w_ih, call.I, gates * call.H, true, &w.w_ih_t});
       if (forward) w.bias = bias(d * each);

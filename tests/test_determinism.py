@@ -94,11 +94,27 @@ def test_a_row_of_every_dtype(cell: str, dtype: torch.dtype) -> None:
                 assert_same(by_row(found, range(len(rows))), by_row(expected, list(rows)))
 
 
+@TAPES
+@ALL
+def test_a_row_of_a_single_step(cell: str, tape: str) -> None:
+    problem = draw(cell, 1, 9, 37, 67, bidirectional=True, cells=True)
+    given = gradients(problem)
+    expected = run(fast(tape), problem, given)
+    for count in THREADS:
+        torch.set_num_threads(count)
+        for rows in ([4], [8, 0, 3], range(9)):
+            found = run(fast(tape), problem.row(*rows), {name: t[:, list(rows)] for name, t in given.items()})
+            assert_same(by_row(found, range(len(rows))), by_row(expected, list(rows)))
+
+
 @ALL
 def test_a_row_padded_packed_and_alone(cell: str) -> None:
-    """Padding costs nothing, not even a bit: as one of a padded batch, of a packed one, and by itself in its length."""
+    """Padding costs nothing, not even a bit: as one of a padded batch, of a packed one, and by itself in its length.
+
+    A call of a single step is apart: it reads the weights as they lie and sums in another order.
+    """
     padded = draw(cell, 100, 6, 5, 33, bidirectional=True, layout="lengths", reset=True, cells=True)
-    padded = replace(padded, lengths=torch.tensor([100, 93, 65, 64, 9, 1]))
+    padded = replace(padded, lengths=torch.tensor([100, 93, 65, 64, 9, 2]))
     alive = padded.lengths > torch.arange(100)[:, None]
     given = gradients(padded)
     given |= {name: given[name] * alive[..., None] for name in ("y", "cells") if name in given}

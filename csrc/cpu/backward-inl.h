@@ -107,8 +107,7 @@ struct BackwardShare : Share<C, CellT> {
     const Weights<C>& w = dir.weights;
     block.n = n;
     input_product(*this, block);
-    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{layer.H}, w.w_hh, this->panel0, this->panel1, false,
-                                       StoreRecurrent<C, CellT>{block.out, w.bias, layer.H});
+    forward_product(*this, h_prev, n, layer.H, w.w_hh, false, StoreRecurrent<C, CellT>{block.out, w.bias, layer.H});
     n = 0;
   }
 
@@ -211,8 +210,7 @@ struct BackwardShare : Share<C, CellT> {
       dh[n++] = dir.dh + row;
     }
     const Runs runs = CellT::kGates == 3 ? Runs{2 * H, 3 * H, H} : Runs{CellT::kGates * H};
-    product<C, kPlainVecs>(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, s & 1,
-                           StoreAt<C>{dh, H, true});
+    plain_product(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, s & 1, StoreAt<C>{dh, H, true});
   }
 };
 
@@ -253,8 +251,8 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.a[block.n] = dir.dgates + at * width;
     block.out[block.n] = layer.dx.at(t, share.row(at - share.compact(t)));
     if (++block.n < kBlockRows && at + 1 < hi) continue;
-    product<C, kPlainVecs>(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0,
-                           plain_panels<C>(layer.I), false, StoreAt<C>{block.out, layer.I, layer.directions == 2});
+    plain_product(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0, plain_panels<C>(layer.I),
+                  false, StoreAt<C>{block.out, layer.I, layer.directions == 2});
     block.n = 0;
   }
 }

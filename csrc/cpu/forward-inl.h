@@ -113,8 +113,8 @@ struct ForwardShare : Share<C, CellT> {
       rows[i] = step_row(s, t, first + i);
       h_prev[i] = rows[i].h_prev;
     }
-    product<C, kForwardVecs<C, CellT>>(h_prev, n, Runs{H}, dir.weights.w_hh, this->panel0, this->panel1, s & 1,
-                                       FinishStep<C, CellT>{rows, dir.weights.bias, H, dir.tape != nullptr});
+    forward_product(*this, h_prev, n, H, dir.weights.w_hh, s & 1,
+                    FinishStep<C, CellT>{rows, dir.weights.bias, H, dir.tape != nullptr});
     const int64_t unit0 = this->unit0, units = this->unit1 - unit0;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t b = this->row(first + i);

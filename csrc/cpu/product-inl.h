@@ -11,11 +11,6 @@ constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
 constexpr int kRegisters = 8;  // of 16
 #endif
 
-// The factor's rows: K elements, or two runs of them with a gap between (GRU's backward).
-struct Runs {
-  int64_t K = 0, second = 0, K2 = 0;  // second: where the second run starts
-};
-
 // `ahead` is fetched alongside, a cache line a k: large weights come from the third-level cache, and the next panel
 // should have arrived by the time its turn comes.
 template <class C, int R, int kVecs>
@@ -41,59 +36,56 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
 // block starts from zero.
 constexpr int64_t kBlock = 64;
 
-template <class C, int R, int kVecs>
-FASTRNN_INLINE void add_blocks(Vec<C> (&sum)[R][kVecs], const C* const* a, int64_t offset, int64_t k, int64_t K,
-                               const C* w, const C* ahead) {
-  constexpr int64_t kStride = kVecs * kLanes<C>;
-  for (; k < K; k += kBlock) {
-    Vec<C> acc[R][kVecs] = {};
-    accumulate<C, R, kVecs>(acc, a, offset + k, k + kBlock < K ? kBlock : K - k, w + k * kStride, ahead + k * kStride);
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = sum[r][v] + acc[r][v];
-    }
-  }
-}
-
 template <class C, int R, int kVecs, class Finish>
-void tile(const C* const* a, const Runs& runs, const C* w, const C* next, int64_t row, int64_t panel,
+void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next, int64_t row, int64_t panel,
           const Finish& finish) {
   constexpr int64_t kStride = kVecs * kLanes<C>;
   // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
   const C* ahead = next + (row / R < kVecs ? row / R : kVecs - 1) * kLanes<C>;
   for (int r = 0; r < R; ++r) finish.prefetch(row + r, panel);
   Vec<C> sum[R][kVecs] = {};
-  accumulate<C, R, kVecs>(sum, a + row, 0, runs.K < kBlock ? runs.K : kBlock, w, ahead);
-  add_blocks<C, R, kVecs>(sum, a + row, 0, kBlock, runs.K, w, ahead);
-  add_blocks<C, R, kVecs>(sum, a + row, runs.second, 0, runs.K2, w + runs.K * kStride, ahead + runs.K * kStride);
+  accumulate<C, R, kVecs>(sum, a + row, offset, K < kBlock ? K : kBlock, w, ahead);
+  for (int64_t k = kBlock; k < K; k += kBlock) {
+    Vec<C> acc[R][kVecs] = {};
+    accumulate<C, R, kVecs>(acc, a + row, offset + k, k + kBlock < K ? kBlock : K - k, w + k * kStride,
+                            ahead + k * kStride);
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = sum[r][v] + acc[r][v];
+    }
+  }
   for (int r = 0; r < R; ++r) finish(sum[r], row + r, panel);
 }
 
 // A tile of n rows, n <= R.
 template <class C, int R, int kVecs, class Finish>
-FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, const Runs& runs, const C* w, const C* next, int64_t row,
-                            int64_t panel, const Finish& finish) {
+FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, int64_t offset, int64_t K, const C* w, const C* next,
+                            int64_t row, int64_t panel, const Finish& finish) {
   if constexpr (R > 0) {
-    if (n == R) return tile<C, R, kVecs>(a, runs, w, next, row, panel, finish);
-    tile_of<C, R - 1, kVecs>(n, a, runs, w, next, row, panel, finish);
+    if (n == R) return tile<C, R, kVecs>(a, offset, K, w, next, row, panel, finish);
+    tile_of<C, R - 1, kVecs>(n, a, offset, K, w, next, row, panel, finish);
   }
 }
 
-// Rows a[0 … rows) times panels [p0, p1) of w, in tiles of about the same number of rows: a last tile of one or two
-// would read the panel for little work. Step after step reads the same weights; where they do not fit the cache, going
-// through them back and forth finds the half there that was read last.
+// A factor: rows of which K elements count, from `offset` on.
+template <class C>
+struct Factor {
+  const C* const* rows;
+  int64_t n, offset, K;
+};
+
+// The factor times panels [p0, p1) of w (`apart` elements apart), in tiles of about the same number of rows: a last
+// tile of one or two would read the panel for little work. Step after step reads the same weights; where they do not
+// fit the cache, going through them back and forth finds the half there that was read last.
 template <class C, int kVecs, class Finish>
-void product(const C* const* a, int64_t rows, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
-             const Finish& finish) {
+void product(const Factor<C>& a, const C* w, int64_t apart, int64_t p0, int64_t p1, bool back, const Finish& finish) {
   constexpr int64_t kMost = kRegisters / kVecs;
-  const int64_t panel_size = (runs.K + runs.K2) * kVecs * kLanes<C>, tiles = (rows + kMost - 1) / kMost;
+  const int64_t tiles = (a.n + kMost - 1) / kMost;
   for (int64_t i = 0; i < p1 - p0; ++i) {
     const int64_t p = back ? p1 - 1 - i : p0 + i;
-    const C *panel = w + p * panel_size, *next = i + 1 == p1 - p0 ? panel
-                                                 : back           ? panel - panel_size
-                                                                  : panel + panel_size;
+    const C *panel = w + p * apart, *next = i + 1 == p1 - p0 ? panel : back ? panel - apart : panel + apart;
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
-      const int64_t n = (rows - row + tiles - j - 1) / (tiles - j);
-      tile_of<C, kMost, kVecs>(n, a, runs, panel, next, row, p, finish);
+      const int64_t n = (a.n - row + tiles - j - 1) / (tiles - j);
+      tile_of<C, kMost, kVecs>(n, a.rows, a.offset, a.K, panel, next, row, p, finish);
       row += n;
     }
   }
@@ -137,6 +129,28 @@ struct StoreAt {
   }
 };
 
+// A factor's rows in backward: K elements, and K2 more from `second` on (of a GRU's columns, n is left out).
+struct Runs {
+  int64_t K = 0, second = 0, K2 = 0;
+};
+
+// What of a factor's rows is used at a time, so that those of a whole batch stay in the second-level cache.
+constexpr int64_t kDepth = 1024;
+
+// out (+)= rows times plain panels [p0, p1).
+template <class C>
+void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
+                   StoreAt<C> out) {
+  constexpr int64_t kStride = kPlainVecs * kLanes<C>;
+  for (int64_t k = 0; k < runs.K + runs.K2;) {
+    const int64_t end = k < runs.K ? runs.K : runs.K + runs.K2, K = end - k < kDepth ? end - k : kDepth;
+    const Factor<C> part{rows, n, k < runs.K ? k : k - runs.K + runs.second, K};
+    product<C, kPlainVecs>(part, w + k * kStride, (runs.K + runs.K2) * kStride, p0, p1, back, out);
+    out.add = true;
+    k += K;
+  }
+}
+
 #if FASTRNN_VECTOR_BYTES == 64
 FASTRNN_INLINE Vec<float> permute(Vec<float> a, Bits<float> which, Vec<float> b) {
   return (Vec<float>)_mm512_permutex2var_ps((__m512)a, (__m512i)which, (__m512)b);
@@ -164,6 +178,48 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
   if constexpr (kDistance * 2 < kN) transpose<C, kDistance * 2>(rows);
 }
 #endif
+
+// Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l].
+template <class C>
+FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
+#if FASTRNN_VECTOR_BYTES == 64
+  transpose<C>(rows);
+  for (int n = kLanes<C> / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) rows[i] = rows[i] + rows[i + n];
+  }
+  return rows[0];
+#else
+  C sums[kLanes<C>];
+  for (int l = 0; l < kLanes<C>; ++l) {
+    C lanes[kLanes<C>];
+    store(lanes, rows[l]);
+    for (int n = kLanes<C> / 2; n > 0; n /= 2) {
+      for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+    }
+    sums[l] = lanes[0];
+  }
+  return load(sums);
+#endif
+}
+
+// a w' for one vector of columns: lane l is the product of a and row l of w (rows K apart; of the `lanes` there are).
+template <class C>
+FASTRNN_INLINE Vec<C> dots(const C* a, const C* w, int64_t K, int lanes) {
+  const C* row[kLanes<C>];
+  for (int l = 0; l < kLanes<C>; ++l) row[l] = w + (l < lanes ? l : 0) * K;
+  Vec<C> sum[kLanes<C>] = {};
+  int64_t k = 0;
+  for (; k + kLanes<C> <= K; k += kLanes<C>) {
+    const Vec<C> factor = load(a + k);
+    for (int l = 0; l < kLanes<C>; ++l) sum[l] = fma(factor, load(row[l] + k), sum[l]);
+  }
+  if (k < K) {
+    const int rest = static_cast<int>(K - k);
+    const Vec<C> factor = load(a + k, rest);
+    for (int l = 0; l < kLanes<C>; ++l) sum[l] = fma(factor, load(row[l] + k, rest), sum[l]);
+  }
+  return sums_of_lanes<C>(sum);
+}
 
 // Copy a vector's columns into a panel: to[k * stride + lane] = from[lane * unit + k * column] for `lanes` lanes, zero
 // in the others. A block of k at a time, so that rows are read a cache line at a time.

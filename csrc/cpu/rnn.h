@@ -57,7 +57,8 @@ struct Sequences {
   bool resets(int64_t t, int64_t b) const { return reset != nullptr && reset[t * reset_step + b * reset_row]; }
 };
 
-// Weights of one direction as panels: [panel][k][vector][lane], zero beyond the last unit (product-inl.h).
+// Weights of one direction as panels: [panel][k][vector][lane], zero beyond the last unit (product-inl.h); the forward
+// ones as they came where Layer::packed is false.
 template <class C>
 struct Weights {
   const C *w_ih = nullptr, *w_hh = nullptr;      // forward: x W_ih', h W_hh', columns by units x gates
@@ -94,6 +95,7 @@ struct Layer {
   int directions = 1;
   Sequences seq;
   Plan plan;
+  bool packed = true;  // forward weights: panels, or else the rows of w_ih and w_hh as torch has them, contiguous
   void (*load)(const void* from, C* to, int64_t n) = nullptr;
   void (*store)(const C* from, void* to, int64_t n) = nullptr;
   Rows<const char> x;  // storage

@@ -120,12 +120,34 @@ struct Block {
   int64_t n = 0;
 };
 
+// Rows times forward weights, panels [panel0, panel1) of the share. Of a single step the weights are read as they lie:
+// to pack them would take longer than to use them once.
+template <class C, class CellT, class Finish>
+void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const C* w, bool back,
+                     const Finish& finish) {
+  if (share.layer.packed) {
+    constexpr int kVecs = kForwardVecs<C, CellT>;
+    product<C, kVecs>({a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back, finish);
+    return;
+  }
+  for (int64_t panel = share.panel0; panel < share.panel1; ++panel) {
+    for (int64_t row = 0; row < rows; ++row) {
+      Vec<C> sum[kForwardVecs<C, CellT>];
+      for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {
+        const int64_t unit = (panel * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>, H = share.layer.H;
+        const int lanes = lanes_at<C>(unit, H);
+        if (lanes > 0) sum[v] = dots(a[row], w + (v / CellT::kUnitVecs * H + unit) * K, K, lanes);
+      }
+      finish(sum, row, panel);
+    }
+  }
+}
+
 template <class C, class CellT>
 void input_product(const Share<C, CellT>& share, Block<C>& block) {
   const Layer<C>& layer = share.layer;
   const Weights<C>& w = share.dir.weights;
-  product<C, kForwardVecs<C, CellT>>(block.a, block.n, Runs{layer.I}, w.w_ih, share.panel0, share.panel1, false,
-                                     StoreInput<C, CellT>{block.out, w.bias, layer.H});
+  forward_product(share, block.a, block.n, layer.I, w.w_ih, false, StoreInput<C, CellT>{block.out, w.bias, layer.H});
   block.n = 0;
 }
 
