@@ -7,7 +7,8 @@
 #include <exception>
 #include <string>
 
-#include "cpu/rnn.h"
+#include "call.h"
+#include "step.h"
 
 // ---------------------------
 
@@ -39,6 +40,41 @@ PyObject* cpu_isas(PyObject*, PyObject*) {
   });
 }
 
+// step(cell, is_double, B, I, H, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n): sizes, and addresses with 0 for none.
+PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  constexpr Py_ssize_t kCount = 15;
+  if (count != kCount) {
+    PyErr_Format(PyExc_TypeError, "step: expected %zd arguments, got %zd", kCount, count);
+    return nullptr;
+  }
+  const char* const name = PyUnicode_AsUTF8AndSize(args[0], nullptr);
+  if (name == nullptr) return nullptr;
+  int64_t n[kCount] = {};
+  void* at[kCount] = {};
+  for (Py_ssize_t i = 1; i < kCount; ++i) {
+    if (i < 5) {
+      n[i] = PyLong_AsLongLong(args[i]);
+    } else {
+      at[i] = PyLong_AsVoidPtr(args[i]);
+    }
+  }
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  std::string failed;
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    fastrnn::run_step({fastrnn::parse_cell(name), n[1] != 0, n[2], n[3], n[4], at[5], at[6], at[7], at[8], at[9], at[10], at[11],
+                       at[12], at[13], at[14]});
+  } catch (const std::exception& e) {
+    failed = e.what();
+  }
+  PyEval_RestoreThread(state);
+  if (!failed.empty()) {
+    PyErr_SetString(PyExc_RuntimeError, failed.c_str());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
 PyObject* cpu_plan(PyObject*, PyObject* args) {
   const char *cell = nullptr, *dtype = nullptr;
   long long steps = 0, batch = 0, inputs = 0, hidden = 0;
@@ -48,17 +84,10 @@ PyObject* cpu_plan(PyObject*, PyObject* args) {
   }
   return guarded([&] {
     using namespace fastrnn::cpu;
-    const std::string name = cell;
-    const bool gated = name == "lstm" || name == "gru", wide = std::strcmp(dtype, "float64") == 0;
-    Problem problem;
-    problem.T = steps, problem.B = batch, problem.I = inputs, problem.H = hidden;
-    problem.gates = name == "lstm" ? 4 : name == "gru" ? 3 : 1;
-    problem.width = gated ? 4 : 1;
-    problem.directions = directions;
-    problem.element = wide ? 8 : 4;
-    const long long lanes = (wide ? isa().f64->lanes : isa().f32->lanes) * (gated ? 1 : 4);
-    problem.unit_panels = static_cast<int>((hidden + lanes - 1) / lanes);
-    problem.threads = pool_usable() ? threads : 1;
+    const bool wide = std::strcmp(dtype, "float64") == 0;
+    const int lanes = wide ? isa().f64->lanes : isa().f32->lanes;
+    const Problem problem = problem_of(fastrnn::parse_cell(cell), {steps, batch, inputs, hidden}, directions, lanes, wide ? 8 : 4,
+                                       false, pool_usable() ? threads : 1);
     return PyUnicode_FromString((std::string(isa().name) + ", " + describe(make_plan(problem))).c_str());
   });
 }
@@ -67,6 +96,8 @@ PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
     {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
     {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
+     "One step of one layer, by addresses."},
     {nullptr, nullptr, 0, nullptr},
 };
 

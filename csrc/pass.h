@@ -24,16 +24,9 @@ struct Pass {
   std::unique_ptr<cpu::Barrier[]> barriers;
 
   Pass(const Call& c, bool backward) : call(c), width(cpu::pre_width(c.cell)) {
-    const int64_t unit_vectors = c.cell == cpu::Cell::kRnnTanh || c.cell == cpu::Cell::kRnnRelu || backward ? 4 : 1;
-    cpu::Problem problem;
-    problem.T = c.T, problem.B = c.B, problem.I = c.I, problem.H = c.H;
-    problem.gates = static_cast<int>(cpu::gate_count(c.cell));
-    problem.width = static_cast<int>(width);
-    problem.directions = c.directions;
-    problem.element = sizeof(C);
-    problem.unit_panels = static_cast<int>((c.H + unit_vectors * kernels.lanes - 1) / (unit_vectors * kernels.lanes));
-    problem.threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
-    layer.plan = cpu::make_plan(problem);
+    const int threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
+    layer.plan = cpu::make_plan(
+        cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C), backward, threads));
     layer.packed = c.T > 1;
     layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
     split_rows();
@@ -139,23 +132,10 @@ struct Pass {
     });
   }
 
-  // b_ih + b_hh in the columns of the pre-activations; a GRU's n keeps its two apart, in columns n and hn.
   const C* bias(size_t at) {
-    const int64_t H = call.H, gates = cpu::gate_count(call.cell);
-    C* const sum = workspace(width * H);
-    std::fill(sum, sum + width * H, C(0));
-    if (!call.bias) return sum;
-    const C *b_ih = values(call.weights[at + 2]), *b_hh = values(call.weights[at + 3]);
-    for (int64_t unit = 0; unit < H; ++unit) {
-      const cpu::Columns columns = cpu::columns_of(unit, H, width);
-      C* const to = sum + columns.at;
-      for (int64_t gate = 0; gate < gates; ++gate) {
-        const int64_t i = gate * H + unit;
-        const bool apart = call.cell == cpu::Cell::kGru && gate == 2;
-        to[gate * columns.apart] = apart ? b_ih[i] : b_ih[i] + b_hh[i];
-        if (apart) to[3 * columns.apart] = b_hh[i];
-      }
-    }
+    C* const sum = workspace(width * call.H);
+    const auto given = [&](size_t i) { return call.bias ? values(call.weights[at + i]) : nullptr; };
+    cpu::sum_bias(call.cell, given(2), given(3), call.H, sum);
     return sum;
   }
 

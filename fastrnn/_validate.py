@@ -1,8 +1,7 @@
 """Checks of what a caller gave, with torch.nn's exception types and wording: expected against got."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +12,7 @@ NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
 TAPES = ("full", "lean")
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(NamedTuple):
     """A stack of layers beside its tensors: torch.nn's constructor arguments, and the tape."""
 
     cell: str

@@ -12,7 +12,7 @@ from torch import _VF, Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _validate, reference
+from fastrnn import _autograd, _streaming, _validate, reference
 from fastrnn._validate import Stack
 from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
@@ -220,6 +220,10 @@ def _stack(
     return_cells: bool,
 ) -> tuple[Sequences, tuple[Tensor, ...], Sequences | None]:
     """Check, normalise to time-major, compute, and give back in the caller's layout."""
+    if lengths is None and reset is None and not return_cells:
+        found = _single_step(stack, input, hx, params)
+        if found is not None:
+            return found
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
@@ -268,6 +272,29 @@ def _stack(
     if not batched:
         state = tuple(s.squeeze(1) for s in state)
     return restore(y), state, None if cells is None else restore(cells)
+
+
+def _single_step(
+    stack: Stack, input: Sequences, hx: Hidden | None, params: Sequence[Tensor]
+) -> tuple[Sequences, tuple[Tensor, ...], None] | None:
+    """A stream's next step by the shortest route, or None where it is not just that."""
+    if not isinstance(input, Tensor):
+        return None
+    sizes = input.shape
+    batched, time = len(sizes) == 3, 1 if stack.batch_first and len(sizes) == 3 else 0
+    if len(sizes) not in (2, 3) or sizes[time] != 1 or not _streaming.is_ordinary():
+        return None
+    if stack.bidirectional or len(params) != stack.num_layers * stack.params_per_direction:
+        return None
+    if stack.proj_size or (stack.training and stack.dropout):
+        return None
+    state = () if hx is None else hx if type(hx) is tuple else (hx,)
+    if hx is not None and len(state) != (2 if CELLS[stack.cell].has_c else 1):
+        return None
+    batch = sizes[1 - time] if batched else 1
+    lead = (stack.num_layers, batch) if batched else (stack.num_layers,)
+    found = _streaming.layers(stack.cell, input, state, params, stack.params_per_direction, batch, lead, True)
+    return None if found is None else (found[0], found[1:], None)
 
 
 def _layers(
@@ -352,6 +379,15 @@ def _step(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """One step of one cell: a layer of one step."""
+    if _streaming.is_ordinary():
+        state = () if hx is None else hx if type(hx) is tuple else (hx,)
+        params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
+        lead = tuple(input.shape[:-1])
+        if len(lead) < 2 and len(state) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
+            batch = lead[0] if lead else 1
+            found = _streaming.layers(cell, input, state, params, len(params), batch, lead, False)
+            if found is not None:
+                return found
     name = f"{_validate.NAMES[cell]}Cell"
     _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2

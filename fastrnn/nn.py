@@ -369,7 +369,17 @@ class RNN(Layers, stock.RNN):
         return rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **options, lengths=lengths, reset=reset)
 
 
-class LSTMCell(Fast, stock.LSTMCell):
+class Cell(Fast, stock.RNNCellBase):
+    """What :class:`RNNCell`, :class:`LSTMCell` and :class:`GRUCell` share."""
+
+    def _weights(self) -> list[Any]:
+        own = self._parameters  # as in Layers
+        return [own[name] if name in own else getattr(self, name) for name in self._names]
+
+    _names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class LSTMCell(Cell, stock.LSTMCell):
     r"""One step of an LSTM: :class:`torch.nn.LSTMCell`, faster, with the same parameters and results.
 
     For a whole sequence :class:`LSTM` is much faster than a loop of steps.
@@ -407,10 +417,10 @@ class LSTMCell(Fast, stock.LSTMCell):
         """
         if isinstance(input, PROXY):
             return self._node(input, hx)  # type: ignore[no-any-return]
-        return lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return lstm_cell(input, hx, *self._weights())
 
 
-class GRUCell(Fast, stock.GRUCell):
+class GRUCell(Cell, stock.GRUCell):
     r"""One step of a GRU: :class:`torch.nn.GRUCell`, faster, with the same parameters and results.
 
     For a whole sequence :class:`GRU` is much faster than a loop of steps.
@@ -446,10 +456,10 @@ class GRUCell(Fast, stock.GRUCell):
         """
         if isinstance(input, PROXY):
             return self._node(input, hx)  # type: ignore[no-any-return]
-        return gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return gru_cell(input, hx, *self._weights())
 
 
-class RNNCell(Fast, stock.RNNCell):
+class RNNCell(Cell, stock.RNNCell):
     r"""One step of an Elman network: :class:`torch.nn.RNNCell`, faster, with the same parameters and results.
 
     For a whole sequence :class:`RNN` is much faster than a loop of steps.
@@ -476,8 +486,7 @@ class RNNCell(Fast, stock.RNNCell):
             return self._node(input, hx)  # type: ignore[no-any-return]
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")  # the constructor takes any, as torch.nn's
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return rnn_cell(input, hx, *weights, nonlinearity=self.nonlinearity)
+        return rnn_cell(input, hx, *self._weights(), nonlinearity=self.nonlinearity)
 
 
 CLASSES = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)

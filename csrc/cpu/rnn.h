@@ -21,6 +21,10 @@ constexpr int64_t kLeanChunk = 64;  // fastrnn/_ops.py: LEAN_CHUNK
 // columns that lay H apart would, for H = 512 and the like, all fall into the same few sets of the cache.
 constexpr int64_t kUnitBlock = 16;
 
+struct Sizes {
+  int64_t T, B, I, H;
+};
+
 struct Columns {
   int64_t at, apart;  // a unit's values are at `at`, `at + apart`, …
 };
@@ -156,5 +160,39 @@ const Isa* const* isas();
 constexpr int64_t pre_width(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
 constexpr int64_t gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
 constexpr bool has_c(Cell cell) { return cell == Cell::kLstm; }
+
+// b_ih + b_hh, either null, in columns_of; a GRU's n keeps its two apart, in columns n and hn.
+template <class C>
+void sum_bias(Cell cell, const C* b_ih, const C* b_hh, int64_t H, C* to) {
+  const int64_t width = pre_width(cell), gates = gate_count(cell);
+  for (int64_t i = 0; i < width * H; ++i) to[i] = C(0);
+  for (int64_t unit = 0; unit < H; unit += kUnitBlock) {
+    const Columns columns = columns_of(unit, H, width);
+    for (int64_t gate = 0; gate < gates; ++gate) {
+      const int64_t hidden = cell == Cell::kGru && gate == 2 ? 3 : gate;
+      C *const x = to + columns.at + gate * columns.apart, *const h = to + columns.at + hidden * columns.apart;
+      if (b_ih != nullptr) {
+        for (int64_t i = 0; i < columns.apart; ++i) x[i] += b_ih[gate * H + unit + i];
+      }
+      if (b_hh != nullptr) {
+        for (int64_t i = 0; i < columns.apart; ++i) h[i] += b_hh[gate * H + unit + i];
+      }
+    }
+  }
+}
+
+// What the plan of a pass depends on; units are split by plain panels in backward and for an Elman cell.
+inline Problem problem_of(Cell cell, Sizes sizes, int directions, int lanes, int element, bool backward, int threads) {
+  const int vectors = backward || gate_count(cell) == 1 ? 4 : 1, units = vectors * lanes;
+  Problem problem;
+  problem.T = sizes.T, problem.B = sizes.B, problem.I = sizes.I, problem.H = sizes.H;
+  problem.gates = static_cast<int>(gate_count(cell));
+  problem.width = static_cast<int>(pre_width(cell));
+  problem.directions = directions;
+  problem.element = element;
+  problem.unit_panels = static_cast<int>((sizes.H + units - 1) / units);
+  problem.threads = threads;
+  return problem;
+}
 
 }  // namespace fastrnn::cpu

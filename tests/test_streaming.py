@@ -1,0 +1,184 @@
+"""Single steps without gradients take a route of their own: the same bits; everything unusual takes the usual one."""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from accuracy import flatten
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn import _C, _streaming
+
+LAYERS = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
+CELLS = {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}
+KIND = pytest.mark.parametrize("kind", LAYERS)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """The steps that were sent straight into the engine."""
+    made: list[tuple[object, ...]] = []
+    step = _C.step
+
+    def counted(*args: object) -> None:
+        made.append(args)
+        step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_C, "step", counted)
+    return made
+
+
+def both_routes(
+    call: Callable[[], object], calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """What a call gives, what the operator gives in its place, and how many steps went past the operator."""
+    before = len(calls)
+    found = flatten(call())
+    count = len(calls) - before
+    with monkeypatch.context() as patch:
+        patch.setattr(_streaming, "is_ordinary", lambda: False)
+        usual = flatten(call())
+    return found, usual, count
+
+
+def assert_equal(found: list[Tensor], usual: list[Tensor]) -> None:
+    assert [t.shape for t in found] == [t.shape for t in usual]
+    assert [t.dtype for t in found] == [t.dtype for t in usual]
+    assert all(torch.equal(a, b) for a, b in zip(found, usual, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@KIND
+def test_layers(
+    kind: str,
+    num_layers: int,
+    bias: bool,
+    dtype: torch.dtype,
+    calls: list[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for (batch, batch_first), hidden in itertools.product(((1, False), (5, True), (5, False), (0, False)), (3, 67)):
+        net = LAYERS[kind](7, hidden, num_layers, bias=bias, batch_first=batch_first, dtype=dtype)
+        size = (batch,) if batch else ()  # no batch: one sequence
+        x = torch.randn((*size, 1, 7) if batch_first else (1, *size, 7), dtype=dtype)
+        h, c = torch.randn(2, num_layers, *size, hidden, dtype=dtype)
+        for state in (None, (h, c) if kind == "lstm" else h):
+            with torch.no_grad():
+                found, usual, count = both_routes(partial(net, x, state), calls, monkeypatch)
+            assert count == num_layers
+            assert_equal(found, usual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@KIND
+def test_cells(
+    kind: str, bias: bool, dtype: torch.dtype, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, hidden in itertools.product(((), (1,), (300,)), (3, 67)):
+        cell = CELLS[kind](7, hidden, bias=bias, dtype=dtype)
+        x, (h, c) = torch.randn(*size, 7, dtype=dtype), torch.randn(2, *size, hidden, dtype=dtype)
+        for state in (None, (h, c) if kind == "lstm" else h):
+            with torch.inference_mode():
+                found, usual, count = both_routes(partial(cell, x, state), calls, monkeypatch)
+            assert count == 1
+            assert_equal(found, usual)
+
+
+@KIND
+def test_large_layers_are_split_over_threads(
+    kind: str, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = LAYERS[kind](900, 1000), torch.randn(1, 2, 900)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                found, usual, steps = both_routes(partial(net, x), calls, monkeypatch)
+            assert steps == 1
+            assert_equal(found, usual)
+            results.append(found)
+        assert_equal(results[1], results[0])
+        assert_equal(results[2], results[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+class Subclass(Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        pytest.param(lambda t: torch._neg_view(-t), id="negated"),
+        pytest.param(lambda t: t.as_subclass(Subclass), id="subclass"),
+        pytest.param(lambda t: t.repeat_interleave(2, -1)[..., ::2], id="strided"),
+    ],
+)
+@KIND
+def test_unusual_tensors(
+    kind: str, unusual: Callable[[Tensor], Tensor], calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right numbers by whichever route, for input, state and weights."""
+    cell = CELLS[kind](8, 16)
+    x, (h, c) = torch.randn(4, 8), torch.randn(2, 4, 16)
+    forms = {"x": x, "h": h, "c": c}
+    for name in (*forms, "weight_hh"):
+        given = {n: unusual(t) if n == name else t for n, t in forms.items()}
+        parameters = dict(cell.named_parameters())
+        if name == "weight_hh":
+            parameters[name] = unusual(parameters[name].detach())
+        state = (given["h"], given["c"]) if kind == "lstm" else given["h"]
+        with torch.no_grad():
+            found, usual, _ = both_routes(
+                partial(torch.func.functional_call, cell, parameters, (given["x"], state)), calls, monkeypatch
+            )
+        assert_equal([t.as_subclass(Tensor) for t in found], [t.as_subclass(Tensor) for t in usual])
+
+
+@pytest.mark.parametrize("change", ["dtype", "batch", "features", "state", "device"])
+@KIND
+def test_mistakes_are_reported_as_ever(kind: str, change: str) -> None:
+    net, stock = LAYERS[kind](7, 9), getattr(nn, LAYERS[kind].__name__)(7, 9)
+    x, state = torch.randn(1, 2, 7), torch.zeros(1, 2, 9)
+    x = {"dtype": x.double(), "features": x[..., :-1], "device": x.to("meta")}.get(change, x)
+    state = {"batch": state[:, :1], "state": state[..., :-1]}.get(change, state)
+    hx = (state, state) if kind == "lstm" else state
+    with torch.no_grad():
+        with pytest.raises(Exception) as theirs:  # noqa: PT011 - whatever it is, ours is the same
+            stock(x, hx)
+        with pytest.raises(theirs.type):
+            net(x, hx)
+
+
+@KIND
+def test_whoever_looks_on_sees_the_operator(kind: str, calls: list[tuple[object, ...]]) -> None:
+    """Gradients, autocast, tracing, transforms and modes: none of them would see a step that goes past the operator."""
+    cell = CELLS[kind](7, 9)
+    x = torch.randn(2, 7)
+    with torch.enable_grad():
+        assert flatten(cell(x))[0].requires_grad
+    with torch.no_grad():
+        with torch.autocast("cpu"):
+            cell(x)
+        torch.func.vmap(lambda row: flatten(cell(row))[0])(x)
+        with torch.device("cpu"):  # a mode
+            cell(x)
+        with torch.profiler.profile():
+            torch.compile(cell, backend="eager", fullgraph=True)(x)
+    assert not calls
+
+
+def test_the_engine_counts_its_arguments() -> None:
+    with pytest.raises(TypeError, match="expected 15 arguments, got 1"):
+        _C.step("lstm")  # type: ignore[call-arg]
+    with pytest.raises(RuntimeError, match="expected rnn_tanh, rnn_relu, lstm or gru, got elman"):
+        _C.step("elman", *[0] * 14)
