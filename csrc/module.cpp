@@ -62,8 +62,8 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   std::string failed;
   PyThreadState* const state = PyEval_SaveThread();
   try {
-    fastrnn::run_step({fastrnn::parse_cell(name), n[1] != 0, n[2], n[3], n[4], at[5], at[6], at[7], at[8], at[9], at[10], at[11],
-                       at[12], at[13], at[14]});
+    fastrnn::run_step({fastrnn::parse_cell(name), n[1] != 0, n[2], n[3], n[4], at[5], at[6], at[7], at[8], at[9],
+                       at[10], at[11], at[12], at[13], at[14]});
   } catch (const std::exception& e) {
     failed = e.what();
   }
@@ -86,8 +86,8 @@ PyObject* cpu_plan(PyObject*, PyObject* args) {
     using namespace fastrnn::cpu;
     const bool wide = std::strcmp(dtype, "float64") == 0;
     const int lanes = wide ? isa().f64->lanes : isa().f32->lanes;
-    const Problem problem = problem_of(fastrnn::parse_cell(cell), {steps, batch, inputs, hidden}, directions, lanes, wide ? 8 : 4,
-                                       false, pool_usable() ? threads : 1);
+    const Problem problem = problem_of(fastrnn::parse_cell(cell), {steps, batch, inputs, hidden}, directions, lanes,
+                                       wide ? 8 : 4, false, pool_usable() ? threads : 1);
     return PyUnicode_FromString((std::string(isa().name) + ", " + describe(make_plan(problem))).c_str());
   });
 }
