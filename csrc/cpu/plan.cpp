@@ -13,9 +13,9 @@ namespace fastrnn::cpu {
 namespace {
 
 // Orders of magnitude for one thread, for choosing between ways to split and for nothing else.
-constexpr double kFlops = 60e9;           // multiply-adds count two
-constexpr double kNearBytes = 50e9;       // weights that fit the second-level cache
-constexpr double kFarBytes = 12e9;        // weights that do not
+constexpr double kFlops = 130e9;          // multiply-adds count two
+constexpr double kNearBytes = 100e9;      // weights that fit the second-level cache
+constexpr double kFarBytes = 25e9;        // weights that do not
 constexpr double kBarrierSeconds = 4e-7;  // one barrier between threads that are running
 constexpr double kRegionSeconds = 8e-6;   // entering and leaving a parallel region
 

@@ -37,7 +37,7 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
 constexpr int64_t kBlock = 64;
 
 template <class C, int R, int kVecs, class Finish>
-void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next, int64_t row, int64_t panel,
+__attribute__((noinline)) void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next, int64_t row, int64_t panel,
           const Finish& finish) {
   constexpr int64_t kStride = kVecs * kLanes<C>;
   // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
