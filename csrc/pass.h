@@ -9,13 +9,16 @@
 
 namespace fastrnn {
 
-inline const cpu::Kernels<float>& kernels_of(float) { return *cpu::isa().f32; }
-inline const cpu::Kernels<double>& kernels_of(double) { return *cpu::isa().f64; }
+inline const cpu::Kernels<float>& kernels_of(float, ScalarType dtype) {
+  const cpu::Isa& isa = cpu::isa();
+  return dtype == ScalarType::BFloat16 && isa.bf16 != nullptr ? *isa.bf16 : *isa.f32;
+}
+inline const cpu::Kernels<double>& kernels_of(double, ScalarType) { return *cpu::isa().f64; }
 
 template <class C>
 struct Pass {
   const Call& call;
-  const cpu::Kernels<C>& kernels = kernels_of(C{});
+  const cpu::Kernels<C>& kernels;
   cpu::Layer<C> layer;
   int64_t width;
   Workspace memory;
@@ -23,11 +26,12 @@ struct Pass {
   std::vector<int64_t> row_start;
   std::unique_ptr<cpu::Barrier[]> barriers;
 
-  Pass(const Call& c, bool backward) : call(c), width(cpu::pre_width(c.cell)) {
+  Pass(const Call& c, bool backward)
+      : call(c), kernels(kernels_of(C{}, c.x.scalar_type())), width(cpu::pre_width(c.cell)) {
     const int threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
     layer.plan = cpu::make_plan(
         cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C), backward, threads));
-    layer.packed = c.T > 1;
+    layer.packed = c.T > 1 || kernels.bf16;
     layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
     split_rows();
     layer.seq = {c.T, c.B, c.alive.data(), c.order.data(), c.first.data(), c.compact.data(), row_start.data()};
@@ -90,6 +94,11 @@ struct Pass {
 
   const C* state(const OptionalTensor& t, int d) { return t ? values(*t) + d * call.B * call.H : nullptr; }
 
+  Tensor weight(size_t i) const {
+    const Tensor& w = call.weights[i];
+    return kernels.bf16 ? torch::stable::contiguous(w) : as(w, kScalar<C>);
+  }
+
   // Pack what this pass needs of the weights; the products of one direction are packed side by side.
   void pack(bool forward, bool backward, bool need_x) {
     struct Item {
@@ -102,7 +111,7 @@ struct Pass {
     const int64_t gates = cpu::gate_count(call.cell), each = call.weights.size() / call.directions;
     for (int d = 0; d < call.directions; ++d) {
       cpu::Weights<C>& w = layer.dir[d].weights;
-      const Tensor w_ih = as(call.weights[d * each], kScalar<C>), w_hh = as(call.weights[d * each + 1], kScalar<C>);
+      const Tensor w_ih = weight(d * each), w_hh = weight(d * each + 1);
       if (forward && layer.packed) {
         items.push_back({w_ih, call.H, call.I, false, &w.w_ih});
         items.push_back({w_hh, call.H, call.H, false, &w.w_hh});
@@ -120,7 +129,7 @@ struct Pass {
     parallel(items.size(), [&](int64_t lo, int64_t hi) {
       for (int64_t i = lo; i < hi; ++i) {
         const Item& item = items[i];
-        const C* w = item.w.template const_data_ptr<C>();
+        const C* w = static_cast<const C*>(item.w.const_data_ptr());
         C* to = const_cast<C*>(*item.to);
         const int64_t row = item.w.stride(0), column = item.w.stride(1);
         if (item.transposed) {

@@ -8,7 +8,7 @@
 namespace fastrnn::cpu {
 namespace {
 
-const Isa* const kAll[] = {&isa_avx512, &isa_avx2, &isa_base};
+const Isa* const kAll[] = {&isa_amx, &isa_avx512, &isa_avx2, &isa_base};
 
 const Isa& pick() {
   const char* wanted = std::getenv("FASTRNN_CPU_ISA");
@@ -18,7 +18,7 @@ const Isa& pick() {
     if (isa->supported()) return *isa;
     throw std::runtime_error(std::string("FASTRNN_CPU_ISA=") + wanted + ": this CPU does not have it");
   }
-  throw std::runtime_error(std::string("FASTRNN_CPU_ISA=") + wanted + ": expected avx512, avx2 or base");
+  throw std::runtime_error(std::string("FASTRNN_CPU_ISA=") + wanted + ": expected amx, avx512, avx2 or base");
 }
 
 }  // namespace
@@ -29,7 +29,7 @@ const Isa& isa() {
 }
 
 const Isa* const* isas() {
-  static const Isa* supported[4] = {};
+  static const Isa* supported[5] = {};
   static const bool filled = [] {
     int n = 0;
     for (const Isa* isa : kAll) {

@@ -3,11 +3,28 @@
 
 template <class C, class CellT>
 int64_t forward_panels_size_cell(int64_t H, int64_t K) {
+#ifdef FASTRNN_AMX
+  return forward_panels<C, CellT>(H) * tiles_size(kForwardVecs<C, CellT>, K);
+#else
   return forward_panels<C, CellT>(H) * kForwardVecs<C, CellT> * kLanes<C> * K;
+#endif
 }
 
 template <class C, class CellT>
 void pack_forward_cell(const C* w, int64_t row, int64_t column, int64_t H, int64_t K, C* to) {
+#ifdef FASTRNN_AMX
+  constexpr int kVecs = kForwardVecs<C, CellT>;
+  const uint16_t* const weights = reinterpret_cast<const uint16_t*>(w);
+  for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p, to += tiles_size(kVecs, K)) {
+    for (int64_t block = 0; block < tile_blocks(K); ++block) {
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t unit = (p * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>, k = block * kTileFactors;
+        pack_tile_rows(weights + (v / CellT::kUnitVecs * H + unit) * row + k, row, lanes_at<C>(unit, H), K - k,
+                       reinterpret_cast<char*>(to) + (block * kVecs + v) * kTileBytes);
+      }
+    }
+  }
+#else
   constexpr int64_t kStride = kForwardVecs<C, CellT> * kLanes<C>;
   for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p, to += kStride * K) {
     for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {
@@ -16,6 +33,7 @@ void pack_forward_cell(const C* w, int64_t row, int64_t column, int64_t H, int64
       pack_vector(first, row, column, lanes_at<C>(unit, H), K, to + v * kLanes<C>, kStride);
     }
   }
+#endif
 }
 
 // A new cell is one more line here.
@@ -64,8 +82,15 @@ void input_gradient(const Layer<C>& layer, int direction, int64_t lo, int64_t hi
   FASTRNN_FOR_CELL(layer.cell, (input_gradient_cell<C, CellT>(layer, direction, lo, hi)))
 }
 
+#ifdef FASTRNN_AMX
+constexpr bool kBf16 = true;
+#else
+constexpr bool kBf16 = false;
+#endif
+
 constexpr Kernels<float> kernels_f32 = {
     kLanes<float>,
+    kBf16,
     forward_panels_size<float>,
     plain_panels_size<float>,
     pack_forward<float>,
@@ -79,8 +104,10 @@ constexpr Kernels<float> kernels_f32 = {
     backward<float>,
     input_gradient<float>,
 };
+#ifndef FASTRNN_AMX
 constexpr Kernels<double> kernels_f64 = {
     kLanes<double>,
+    false,
     forward_panels_size<double>,
     plain_panels_size<double>,
     pack_forward<double>,
@@ -94,3 +121,4 @@ constexpr Kernels<double> kernels_f64 = {
     backward<double>,
     input_gradient<double>,
 };
+#endif

@@ -37,8 +37,8 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
 constexpr int64_t kBlock = 64;
 
 template <class C, int R, int kVecs, class Finish>
-__attribute__((noinline)) void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next, int64_t row, int64_t panel,
-          const Finish& finish) {
+__attribute__((noinline)) void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next,
+                                    int64_t row, int64_t panel, const Finish& finish) {
   constexpr int64_t kStride = kVecs * kLanes<C>;
   // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
   const C* ahead = next + (row / R < kVecs ? row / R : kVecs - 1) * kLanes<C>;
@@ -137,6 +137,7 @@ struct Runs {
 // What of a factor's rows is used at a time, so that those of a whole batch stay in the second-level cache.
 constexpr int64_t kDepth = 1024;
 
+#ifndef FASTRNN_AMX
 // out (+)= rows times plain panels [p0, p1).
 template <class C>
 void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
@@ -150,6 +151,7 @@ void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w
     k += K;
   }
 }
+#endif
 
 #if FASTRNN_VECTOR_BYTES == 64
 FASTRNN_INLINE Vec<float> permute(Vec<float> a, Bits<float> which, Vec<float> b) {
@@ -178,7 +180,6 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
   if constexpr (kDistance * 2 < kN) transpose<C, kDistance * 2>(rows);
 }
 #endif
-
 // Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l].
 template <class C>
 FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
@@ -250,6 +251,7 @@ void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t
   }
 }
 
+#ifndef FASTRNN_AMX
 template <class C>
 void pack_plain(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to) {
   constexpr int64_t kStride = kPlainVecs * kLanes<C>;
@@ -263,3 +265,4 @@ template <class C>
 int64_t plain_panels_size(int64_t n, int64_t K) {
   return plain_panels<C>(n) * kPlainVecs * kLanes<C> * K;
 }
+#endif

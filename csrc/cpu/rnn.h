@@ -118,11 +118,12 @@ struct Layer {
 
 template <class C>
 struct Kernels {
-  int lanes = 0;  // units a vector
+  int lanes = 0;      // units a vector
+  bool bf16 = false;  // weights come as bfloat16 in rows without gaps, and products are of bfloat16
   // Elements of a packed weight: forward columns (units x gates), and backward columns (n plain columns).
   int64_t (*forward_panels_size)(Cell, int64_t H, int64_t K);
   int64_t (*plain_panels_size)(int64_t n, int64_t K);
-  // Pack w (element strides row, column) for panels [lo, hi).
+  // Pack w (element strides row, column).
   void (*pack_forward)(Cell, const C* w, int64_t row, int64_t column, int64_t H, int64_t K, C* to);
   void (*pack_plain)(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to);
   // Storage of 16 bits, for C = float; null for double.
@@ -144,9 +145,12 @@ struct Isa {
   bool (*supported)();
   const Kernels<float>* f32;
   const Kernels<double>* f64;
+  const Kernels<float>* bf16;  // for layers of bfloat16; null: those are computed as float
 };
 
-extern const Isa isa_base, isa_avx2, isa_avx512;
+extern const Isa isa_base, isa_avx2, isa_avx512, isa_amx;
+extern const Kernels<float> avx512_f32;  // amx computes all but bfloat16 as avx512 does
+extern const Kernels<double> avx512_f64;
 
 // The instruction set in use: the best supported, or FASTRNN_CPU_ISA. Throws std::runtime_error for an unknown or
 // unsupported name.

@@ -25,10 +25,10 @@ bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 }  // namespace
-const Isa isa_avx2 = {"avx2", supported, &avx2::kernels_f32, &avx2::kernels_f64};
+const Isa isa_avx2 = {"avx2", supported, &avx2::kernels_f32, &avx2::kernels_f64, nullptr};
 }  // namespace fastrnn::cpu
 #else
 namespace fastrnn::cpu {
-const Isa isa_avx2 = {"avx2", [] { return false; }, nullptr, nullptr};
+const Isa isa_avx2 = {"avx2", [] { return false; }, nullptr, nullptr, nullptr};
 }  // namespace fastrnn::cpu
 #endif

@@ -27,10 +27,12 @@ bool supported() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 }  // namespace
-const Isa isa_avx512 = {"avx512", supported, &avx512::kernels_f32, &avx512::kernels_f64};
+const Kernels<float> avx512_f32 = avx512::kernels_f32;
+const Kernels<double> avx512_f64 = avx512::kernels_f64;
+const Isa isa_avx512 = {"avx512", supported, &avx512_f32, &avx512_f64, nullptr};
 }  // namespace fastrnn::cpu
 #else
 namespace fastrnn::cpu {
-const Isa isa_avx512 = {"avx512", [] { return false; }, nullptr, nullptr};
+const Isa isa_avx512 = {"avx512", [] { return false; }, nullptr, nullptr, nullptr};
 }  // namespace fastrnn::cpu
 #endif

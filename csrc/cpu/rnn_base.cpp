@@ -10,5 +10,5 @@
 #include "cpu/variant.h"
 
 namespace fastrnn::cpu {
-const Isa isa_base = {"base", [] { return true; }, &base::kernels_f32, &base::kernels_f64};
+const Isa isa_base = {"base", [] { return true; }, &base::kernels_f32, &base::kernels_f64, nullptr};
 }  // namespace fastrnn::cpu

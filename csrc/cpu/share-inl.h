@@ -125,6 +125,9 @@ struct Block {
 template <class C, class CellT, class Finish>
 void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const C* w, bool back,
                      const Finish& finish) {
+#ifdef FASTRNN_AMX
+  tile_product<kForwardVecs<C, CellT>>(tile_rows(a, rows, Runs{K}), w, share.panel0, share.panel1, back, finish);
+#else
   if (share.layer.packed) {
     constexpr int kVecs = kForwardVecs<C, CellT>;
     product<C, kVecs>({a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back, finish);
@@ -141,6 +144,7 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
       finish(sum, row, panel);
     }
   }
+#endif
 }
 
 template <class C, class CellT>

@@ -11,6 +11,9 @@ namespace {
 #include "cpu/half-inl.h"
 //
 #include "cpu/product-inl.h"
+#ifdef FASTRNN_AMX
+#include "cpu/amx-inl.h"
+#endif
 //
 #include "cpu/cells-inl.h"
 //
