@@ -96,35 +96,35 @@ struct Gradients {
   OptionalTensor dy, dh_n, dc_n, dcells;
 };
 
-// The weight gradients of one direction, summed over chunks in order.
+// The weight gradients of one direction, summed over chunks in order. Where layers of bfloat16 compute in it, so do
+// these products; their sum is float.
 template <class C>
 struct WeightGradients {
   Pass<C>& pass;
   Tensor dw_ih, dw_hh;
   std::vector<double> db;  // by pre-activation column; over many chunks, only double keeps a plain sum exact
   C* partial;
+  char* halves[3] = {};  // dgates, h_prev and x of a chunk in bfloat16
   bool any = false;
 
-  explicit WeightGradients(Pass<C>& p) : pass(p) {
+  WeightGradients(Pass<C>& p, int64_t most_rows) : pass(p) {
     const int64_t rows = cpu::gate_count(p.call.cell) * p.call.H, H = p.call.H, I = p.call.I;
     dw_ih = torch::stable::new_empty(p.call.x, Sizes{rows, I}, kScalar<C>);
     dw_hh = torch::stable::new_empty(p.call.x, Sizes{rows, H}, kScalar<C>);
     db.assign(p.width * H, 0.0);
     partial = p.workspace(rows * std::max(I, H));
+    if (!p.kernels.bf16) return;
+    for (size_t i = 0; i < 3; ++i) {
+      const int64_t width = i == 0 ? p.width * H : i == 1 ? H : I;
+      halves[i] = static_cast<char*>(Workspace::take(2 * most_rows * width));
+    }
   }
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
   void add(const Tensor& dgates, const Tensor& h_prev, const Tensor& x) {
     const int64_t H = pass.call.H, n = dgates.size(0);
     if (n == 0) return;
-    const int64_t gates = cpu::gate_count(pass.call.cell);
-    product(columns(dgates, 0, gates * H), x, dw_ih);
-    if (pass.call.cell == cpu::Cell::kGru) {
-      product(columns(dgates, 0, 2 * H), h_prev, leading(dw_hh, 0, 2 * H));
-      product(columns(dgates, 3 * H, H), h_prev, leading(dw_hh, 2 * H, H));
-    } else {
-      product(dgates, h_prev, dw_hh);
-    }
+    products(factor(dgates, halves[0]), factor(h_prev, halves[1]), factor(x, halves[2]));
     if (pass.call.bias) {
       const std::array<int64_t, 1> rows{0};
       const Tensor sum = torch::stable::sum(dgates, rows, true);  // pairwise, which a product with ones is not
@@ -134,18 +134,57 @@ struct WeightGradients {
     any = true;
   }
 
-  void product(const Tensor& dgates, const Tensor& factor, const Tensor& into) {
-    if (factor.size(1) > 0) accumulate(torch::stable::transpose(dgates, 0, 1), factor, into);
+  void products(const Tensor& dgates, const Tensor& h_prev, const Tensor& x) {
+    const int64_t H = pass.call.H, gates = cpu::gate_count(pass.call.cell);
+    product(columns(dgates, 0, gates * H), x, dw_ih);
+    if (pass.call.cell == cpu::Cell::kGru) {
+      product(columns(dgates, 0, 2 * H), h_prev, leading(dw_hh, 0, 2 * H));
+      product(columns(dgates, 3 * H, H), h_prev, leading(dw_hh, 2 * H, H));
+    } else {
+      product(dgates, h_prev, dw_hh);
+    }
   }
 
-  void accumulate(const Tensor& a, const Tensor& b, const Tensor& into) {
-    if (!any) return multiply(a, b, into);
-    multiply(a, b, pass.matrix(partial, into.size(0), into.size(1)));
+  // The matrix as aten is to multiply it; in bfloat16 it goes to `to`.
+  Tensor factor(const Tensor& matrix, char* to) const {
+    if (!pass.kernels.bf16) return matrix;
+    const int64_t n = matrix.size(0), width = matrix.size(1);
+    const C* const from = matrix.template const_data_ptr<C>();
+    const int64_t parts = pass.layer.plan.shares();
+    pass.parallel(parts, [&](int64_t lo, int64_t hi) {
+      const int64_t begin = n * lo / parts * width, end = n * hi / parts * width;
+      pass.kernels.store_bf16(from + begin, to + 2 * begin, end - begin);
+    });
+    return half_matrix(to, n, width);
+  }
+
+  Tensor half_matrix(void* values, int64_t rows, int64_t width) const {
+    return torch::stable::from_blob(values, Sizes{rows, width}, Sizes{width, 1}, pass.call.x.device(),
+                                    ScalarType::BFloat16);
+  }
+
+  void product(const Tensor& dgates, const Tensor& other, const Tensor& into) {
     const int64_t n = into.numel();
+    if (n == 0) return;
+    const Tensor left = torch::stable::transpose(dgates, 0, 1);
+    const bool half = pass.kernels.bf16;
+    if (!half && !any) return multiply(left, other, into);
+    multiply(
+        left, other,
+        half ? half_matrix(partial, into.size(0), into.size(1)) : pass.matrix(partial, into.size(0), into.size(1)));
     C* const sum = Pass<C>::data(into);
     const int64_t parts = n > 65536 ? pass.layer.plan.shares() : 1;
     pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      for (int64_t i = n * lo / parts; i < n * hi / parts; ++i) sum[i] += partial[i];
+      C some[256];
+      for (int64_t i = n * lo / parts, end = n * hi / parts; i < end; i += 256) {
+        const int64_t count = std::min<int64_t>(256, end - i);
+        const C* terms = partial + i;
+        if (half) {
+          pass.kernels.load_bf16(reinterpret_cast<const uint16_t*>(partial) + i, some, count);
+          terms = some;
+        }
+        for (int64_t k = 0; k < count; ++k) sum[i + k] = any ? sum[i + k] + terms[k] : terms[k];
+      }
     });
   }
 
@@ -230,7 +269,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
       dir.x_chunk = pass.workspace(most_rows * I);
       x_rows.push_back(pass.matrix(dir.x_chunk, most_rows, I));
     }
-    if (need_weights) sums.emplace_back(pass);
+    if (need_weights) sums.emplace_back(pass, most_rows);
   }
   const Tensor x_flat = x_compact ? torch::stable::reshape(x, Sizes{call.N, I}) : x;
   pass.pack(recompute, true, need_x);

@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops, functional
+from fastrnn._accuracy import error
 from fastrnn._ops import LEAN_CHUNK
 from fastrnn.reference import CELLS
 
@@ -50,6 +51,10 @@ def check(
     with one_thread():
         true, theirs = run(truth, problem.to(torch.float64), parts, frozen), run(measure, problem, parts, frozen)
     full, lean = (run(fast(tape), problem, parts, frozen) for tape in ("full", "lean"))
+    if "cells" in full and problem.x.dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
+        # float32, but of products of bfloat16: to be judged as what a layer returns of them, bfloat16.
+        for found in (full, lean, theirs):
+            found["cells"] = found["cells"].to(torch.bfloat16)
     assert_accurate(full, theirs, true)
     assert_accurate(lean, theirs, true)
     if problem.x.dtype in (torch.float32, torch.float64):  # 16 bits: the lean tape knows the states as they were stored
@@ -89,6 +94,8 @@ def test_cell_states_of_all_steps(bidirectional: bool, dtype: torch.dtype, layou
 @ALL
 def test_short_dtypes_are_storage(cell: str, bidirectional: bool, dtype: torch.dtype, layout: str) -> None:
     """What comes out is what float32 computes from the same numbers, rounded once, at the end."""
+    if dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
+        pytest.skip("bfloat16 is what AMX computes in; the other instruction sets are tested in processes of their own")
     problem = draw(cell, bidirectional=bidirectional, dtype=dtype, layout=layout, reset=True, cells=True)
     for tape in ("full", "lean"):
         ours, wide = fast(tape)(problem), fast(tape)(problem.to(torch.float32))
@@ -101,6 +108,8 @@ def test_short_dtypes_are_storage(cell: str, bidirectional: bool, dtype: torch.d
 def test_short_dtypes_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
     """Y = relu(w x), a product that is exact in float32, for every x there is: ties, subnormals, infinities, NaN."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    if dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
+        x = x[(x.abs() >= torch.finfo(dtype).tiny * 2**40) | x.isnan() | (x == 0)]  # AMX has no subnormals
     for width in (1, 16, 37):
         w = (torch.randn(width) * 2.0 ** torch.randint(-12, 3, (width,))).to(dtype)
         w[0] = 1
@@ -110,6 +119,30 @@ def test_short_dtypes_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
         y, exact = fast()(problem)[0][0], (x[:, None].float() * w.float()).relu().to(dtype)
         assert torch.equal(y.isnan(), exact.isnan())
         assert torch.equal(y.nan_to_num(nan=-1), exact.nan_to_num(nan=-1))
+
+
+@pytest.mark.skipif(_ops.cpu_isa() != "amx", reason="what AMX does")
+@pytest.mark.parametrize("sizes", [(3, 1, 5, 11), (3, 16, 32, 16), (3, 17, 33, 48), (4, 33, 64, 70), (2, 65, 130, 129)])
+@ALL
+def test_amx_rounds_what_it_multiplies(cell: str, sizes: tuple[int, ...]) -> None:
+    """Step after step as float32 computes it from the state rounded to bfloat16: tiles of every size, whole and not."""
+    problem = draw(cell, *sizes, dtype=torch.bfloat16, cells=True)
+    y, h_n, c_n, cells = fast()(problem)
+    h, c = problem.h0, problem.c0
+    for t in range(sizes[0]):
+        c = None if c is None else c.float()
+        one = replace(problem, x=problem.x[t : t + 1], h0=h).to(torch.float32)
+        out = readable(replace(one, c0=c))
+        assert error(y[t], out[0][0].double()) < 2**-8, t  # half a unit of bfloat16, and what order of summation makes
+        if c is not None:
+            assert error(cells[t], out[3][0].double()) < 1e-5, t
+            c = cells[t][None]
+        # A GRU also carries its state unrounded past the product: only its first step is judged.
+        if cell == "gru":
+            break
+        h = y[t][None]
+    assert torch.equal(h_n[0], y[-1])
+    assert c_n is None or c is None or torch.equal(c_n[0], cells[-1].to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("given", ["no state", "no bias", "x and weights"])
@@ -358,7 +391,7 @@ for ask in asked * 2:
     try:
         ask()
     except RuntimeError as error:
-        assert "FASTRNN_CPU_ISA=sse9: expected avx512, avx2 or base" in str(error), error
+        assert "FASTRNN_CPU_ISA=sse9: expected amx, avx512, avx2 or base" in str(error), error
     else:
         raise AssertionError("not refused")
 print("refused", *_ops.cpu_isas())

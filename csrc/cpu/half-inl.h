@@ -19,7 +19,19 @@ void load_bf16(const void* from, float* to, int64_t n) {
 
 void store_bf16(const float* from, void* to, int64_t n) {
   uint16_t* p = static_cast<uint16_t*>(to);
-  for (int64_t i = 0; i < n; ++i) {
+  int64_t i = 0;
+#if FASTRNN_VECTOR_BYTES == 64
+  for (; i + 16 <= n; i += 16) {
+    const __m512 value = _mm512_loadu_ps(from + i);
+    const __m512i bits = _mm512_castps_si512(value), high = _mm512_srli_epi32(bits, 16);
+    const __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), even);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32(sum, 16), _mm512_set1_epi32(0x7FC0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i), _mm512_cvtepi32_epi16(rounded));
+  }
+#endif
+  for (; i < n; ++i) {
     const uint32_t bits = float_bits(from[i]);
     const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     p[i] = static_cast<uint16_t>(from[i] != from[i] ? 0x7FC0 : rounded);
