@@ -274,6 +274,11 @@ def _stack(
     return restore(y), state, None if cells is None else restore(cells)
 
 
+def _states(hx: Any) -> tuple[Any, ...]:
+    """``hx`` as a tuple, nothing checked."""
+    return () if hx is None else hx if type(hx) is tuple else (hx,)
+
+
 def _single_step(
     stack: Stack, input: Sequences, hx: Hidden | None, params: Sequence[Tensor]
 ) -> tuple[Sequences, tuple[Tensor, ...], None] | None:
@@ -288,7 +293,7 @@ def _single_step(
         return None
     if stack.proj_size or (stack.training and stack.dropout):
         return None
-    state = () if hx is None else hx if type(hx) is tuple else (hx,)
+    state = _states(hx)
     if hx is not None and len(state) != (2 if CELLS[stack.cell].has_c else 1):
         return None
     batch = sizes[1 - time] if batched else 1
@@ -380,12 +385,12 @@ def _step(
 ) -> tuple[Tensor, ...]:
     """One step of one cell: a layer of one step."""
     if _streaming.is_ordinary():
-        state = () if hx is None else hx if type(hx) is tuple else (hx,)
+        given = _states(hx)
         params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
         lead = tuple(input.shape[:-1])
-        if len(lead) < 2 and len(state) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
+        if 0 < input.dim() < 3 and len(given) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
             batch = lead[0] if lead else 1
-            found = _streaming.layers(cell, input, state, params, len(params), batch, lead, False)
+            found = _streaming.layers(cell, input, given, params, len(params), batch, lead, False)
             if found is not None:
                 return found
     name = f"{_validate.NAMES[cell]}Cell"
