@@ -185,7 +185,7 @@ def in_a_process(code: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("sizes", [(20, 16, 5, 40), (20, 2, 5, 256)], ids=["small", "large"])
+@pytest.mark.parametrize("sizes", [(50, 16, 5, 40), (20, 2, 5, 256)], ids=["small", "large"])
 def test_fork_after_use(sizes: tuple[int, ...]) -> None:
     """A forked process has none of its parent's threads, and the engine does not wait for them.
 
