@@ -9,6 +9,7 @@ from torch.jit._trace import is_tracing
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SINGLE_ROWS = 16  # up to here a step without gradients is faster in the C++ engine (measured for H from 128 to 512)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,16 @@ class Plan:
         return f"{self.engine} ({self.kernel}): {self.reason}"
 
 
-def plan(cell: str, x: Tensor, weights: list[Tensor], *, beyond_torch: str | None, proj_size: int = 0) -> Plan:
+def plan(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    *,
+    beyond_torch: str | None,
+    proj_size: int = 0,
+    single: int = 0,
+    trains: bool = False,
+) -> Plan:
     """Choose the engine for a layer.
 
     Args:
@@ -40,11 +50,16 @@ def plan(cell: str, x: Tensor, weights: list[Tensor], *, beyond_torch: str | Non
         beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
             None. It keeps the torch engine out.
         proj_size: the LSTM's projection; the C++ engine has none.
+        single: in a call of a single step that torch computes by plain operators (a cell, or a GRU or Elman layer), the
+            number of rows; else 0.
+        trains: whether gradients will be wanted.
 
     Raises:
         NotImplementedError: nothing can compute it.
     """
     why = _why_not_cpu(x, weights, proj_size)
+    if why is None and beyond_torch is None and x.dtype in (torch.float32, torch.float64) and single:
+        why = _why_torch_is_faster(single, trains)
     if why is None:
         return Plan("cpu", "C++", "a CPU tensor of a dtype that the C++ engine takes")
     if beyond_torch is None and why is not FORWARD_MODE:
@@ -54,6 +69,18 @@ def plan(cell: str, x: Tensor, weights: list[Tensor], *, beyond_torch: str | Non
         raise NotImplementedError(f"fastrnn: {with_what} is not supported together with proj_size")
     also = "" if beyond_torch is None else f", and torch's layers have no {beyond_torch}="
     return Plan("reference", "torch operations, one step at a time", f"{why}{also}")
+
+
+def _why_torch_is_faster(rows: int, trains: bool) -> str | None:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if trains:
+        return "a single step with gradients: torch's operators take less to call"
+    return (
+        f"a single step of more than {SINGLE_ROWS} rows, where torch's products are faster"
+        if rows > SINGLE_ROWS
+        else None
+    )
 
 
 def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None:

@@ -66,8 +66,9 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
     """Tell which engine computes each recurrent layer of a model, by which kernel, and why.
 
     The model is run once on ``inputs`` without gradients, and each layer's plan is made from what the layer was given:
-    the same decision as in any other call. Random number generators, buffers, modes, hooks and gradients are left as
-    they were. Without inputs the layers are explained from their parameters: device and dtype, and no kernel in detail.
+    the same decision as in any other call (with gradients, where they are enabled around ``explain``). Random number
+    generators, buffers, modes, hooks and gradients are left as they were. Without inputs the layers are explained from
+    their parameters: device and dtype, and no kernel in detail.
 
     Args:
         model: a module, or a layer itself. Layers of torch.nn in it are listed, with the reason why they are torch's.
@@ -92,8 +93,10 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
     layers = recurrent_layers(model)
     seen: dict[str, list[Plan]] = {name: [] for name in layers}
 
+    records = torch.is_grad_enabled()
+
     def observe(name: str, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        plan = _plan(layer, *args, **kwargs)
+        plan = _plan(layer, records, *args, **kwargs)
         if plan not in seen[name]:
             seen[name].append(plan)
 
@@ -151,6 +154,7 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
 
 def _plan(
     layer: Module,
+    records: bool,
     input: Tensor | PackedSequence,
     hx: object = None,
     *,
@@ -162,9 +166,6 @@ def _plan(
     stack, params = _stack(layer)
     packed = isinstance(input, PackedSequence)
     x: Tensor = input.data if isinstance(input, PackedSequence) else input
-    plan = functional.plan_stack(stack, x, params, reset, return_cells)
-    if plan.engine != "cpu" or x.is_meta:
-        return plan
     is_cell = isinstance(layer, stock.RNNCellBase)
     if isinstance(input, PackedSequence):
         steps, batch = input.batch_sizes.shape[0], int(input.batch_sizes[0])
@@ -174,6 +175,11 @@ def _plan(
         steps, batch = x.shape[0], 1
     else:
         steps, batch = x.shape[:2][:: -1 if stack.batch_first else 1]
+    alone = steps == 1 and not packed and lengths is None and (is_cell or stack.cell != "lstm")
+    trains = records and any(t.requires_grad for t in (x, *params))
+    plan = functional.plan_stack(stack, x, params, reset, return_cells, batch if alone else 0, trains)
+    if plan.engine != "cpu" or x.is_meta:
+        return plan
     # Under autocast the engine computes in another dtype than the input's.
     dtype = functional._autocast(stack.cell, packed or is_cell, x[:0], (), [params[0][:0]])[0].dtype
     hidden, threads = params[1].shape[1], torch.get_num_threads()

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fastrnn import _autograd, _streaming, _validate, reference
 from fastrnn._validate import Stack
-from fastrnn.engine import Plan, plan
+from fastrnn.engine import SINGLE_ROWS, Plan, plan
 from fastrnn.reference import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -204,10 +204,26 @@ class _Batch(NamedTuple):
     reset: Tensor | None
 
 
-def plan_stack(stack: Stack, x: Tensor, params: Sequence[Tensor], reset: Tensor | None, return_cells: bool) -> Plan:
+def plan_stack(
+    stack: Stack,
+    x: Tensor,
+    params: Sequence[Tensor],
+    reset: Tensor | None,
+    return_cells: bool,
+    single: int = 0,
+    trains: bool = False,
+) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
-    return plan(stack.cell, x, list(params), beyond_torch=beyond_torch, proj_size=stack.proj_size)
+    proj_size = stack.proj_size
+    return plan(
+        stack.cell, x, list(params), beyond_torch=beyond_torch, proj_size=proj_size, single=single, trains=trains
+    )
+
+
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether autograd is to record what is computed from these."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _stack(
@@ -256,7 +272,10 @@ def _stack(
         if order is not None:
             reset = reset.index_select(1, order)
 
-    chosen = plan_stack(stack, x, params, reset, return_cells)
+    # torch's LSTM layer, unlike its cells and other layers, is no sum of operators: its single step is slow.
+    single = batch if steps == 1 and not packed and lengths_ is None and stack.cell != "lstm" else 0
+    trains = bool(single) and wants_gradients(x, *state, *params)
+    chosen = plan_stack(stack, x, params, reset, return_cells, single, trains)
     run = _torch_layers if chosen.engine == "torch" else _layers
     sequences = _Batch(x, batch_sizes, lengths_, reset)
     y, state, cells = run(chosen, stack, sequences, state, params, return_cells)
@@ -297,6 +316,8 @@ def _single_step(
     if hx is not None and len(state) != (2 if CELLS[stack.cell].has_c else 1):
         return None
     batch = sizes[1 - time] if batched else 1
+    if batch > SINGLE_ROWS and stack.cell != "lstm":
+        return None
     lead = (stack.num_layers, batch) if batched else (stack.num_layers,)
     found = _streaming.layers(stack.cell, input, state, params, stack.params_per_direction, batch, lead, True)
     return None if found is None else (found[0], found[1:], None)
@@ -388,7 +409,8 @@ def _step(
         given = _states(hx)
         params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
         lead = tuple(input.shape[:-1])
-        if 0 < input.dim() < 3 and len(given) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
+        few = not lead or lead[0] <= SINGLE_ROWS
+        if few and 0 < input.dim() < 3 and len(given) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
             batch = lead[0] if lead else 1
             found = _streaming.layers(cell, input, given, params, len(params), batch, lead, False)
             if found is not None:
@@ -406,7 +428,8 @@ def _step(
         b_hh = torch.zeros_like(b_ih)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
     _validate.cell_sizes(cell, x, state, params)
-    chosen = plan(cell, x, params, beyond_torch=None)
+    trains = wants_gradients(x, *state, *params)
+    chosen = plan(cell, x, params, beyond_torch=None, single=x.shape[0], trains=trains)
     if chosen.engine == "torch":
         if not state:
             zeros = x.new_zeros(x.shape[0], w_hh.shape[1])

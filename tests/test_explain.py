@@ -40,8 +40,26 @@ def test_the_kernel_is_the_engines_own_plan() -> None:
     packed = pack_sequence([torch.randn(n, 10) for n in (3, 9, 4, 4)], enforce_sorted=False)
     line = only(fastrnn.RNN(10, 512, nonlinearity="relu"), packed)
     assert line.kernel == _C.cpu_plan("rnn_relu", 9, 4, 10, 512, 1, "float32", threads)
-    line = only(fastrnn.LSTMCell(10, 20), torch.randn(6, 10))
+    with torch.no_grad():
+        line = only(fastrnn.LSTMCell(10, 20), torch.randn(6, 10))
     assert line.kernel == _C.cpu_plan("lstm", 1, 6, 10, 20, 1, "float32", threads)
+
+
+@pytest.mark.parametrize("make", [fastrnn.LSTMCell, fastrnn.GRUCell, fastrnn.RNNCell, fastrnn.GRU, fastrnn.RNN])
+def test_single_steps_that_torch_does_faster(make: type[nn.Module]) -> None:
+    layer = make(10, 20)
+    cell = isinstance(layer, nn.RNNCellBase)
+    few, many = (torch.randn(rows, 10) if cell else torch.randn(1, rows, 10) for rows in (16, 17))
+    assert "a single step with gradients" in only(layer, few).reason
+    assert layer(few)[0].grad_fn is not None
+    layer.requires_grad_(False)
+    assert only(layer, few).engine == "cpu"
+    assert "more than 16 rows" in only(layer, many).reason
+    if not cell:
+        layer.requires_grad_(True)
+        assert only(layer, torch.randn(2, 17, 10)).engine == "cpu"
+        assert only(layer, few, reset=torch.zeros(1, 16, dtype=torch.bool)).engine == "cpu"
+        assert only(layer, few, lengths=[1] * 16).engine == "cpu"
 
 
 def test_the_kernel_depends_on_the_shape(two_threads: None) -> None:
@@ -112,8 +130,9 @@ def test_a_whole_model() -> None:
     explanation = fastrnn.explain(model, torch.randn(5, 3, 4), scale=2.0)
     lines = {line.name: line for line in explanation.layers}
     assert {name: line.engine for name, line in lines.items()} == {
-        "fast": "cpu", "stock": "torch", "cell": "cpu", "unused": "cpu"
+        "fast": "cpu", "stock": "torch", "cell": "torch", "unused": "cpu"
     }  # fmt: skip
+    assert "a single step with gradients" in lines["cell"].reason
     assert lines["unused"].reason.endswith("(not called with these inputs)")
     assert lines["stock"].kernel == "torch.nn's own gru"
     assert [line.layer for line in explanation.layers] == [

@@ -180,14 +180,23 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
   if constexpr (kDistance * 2 < kN) transpose<C, kDistance * 2>(rows);
 }
 #endif
-// Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l].
-template <class C>
+// Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l], its halves added, then theirs.
+template <class C, int kGroup = kLanes<C>>
 FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
 #if FASTRNN_VECTOR_BYTES == 64
-  transpose<C>(rows);
-  for (int n = kLanes<C> / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) rows[i] = rows[i] + rows[i + n];
+  // Every vector holds groups of kGroup lanes, one for each row it stands for; of two vectors one is made.
+  constexpr int kN = kLanes<C>, kGroups = kN / kGroup, kHalf = kGroup / 2;
+  Bits<C> low{}, high{};
+  for (int l = 0; l < kN; ++l) {
+    const int group = l / kHalf;
+    low[l] = (group < kGroups ? 0 : kN) + group % kGroups * kGroup + l % kHalf;
+    high[l] = low[l] + kHalf;
   }
+  for (int i = 0; i < kN / kGroups / 2; ++i) {
+    const Vec<C> a = rows[2 * i], b = rows[2 * i + 1];
+    rows[i] = permute(a, low, b) + permute(a, high, b);
+  }
+  if constexpr (kHalf > 1) return sums_of_lanes<C, kHalf>(rows);
   return rows[0];
 #else
   C sums[kLanes<C>];
@@ -203,23 +212,41 @@ FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
 #endif
 }
 
-// a w' for one vector of columns: lane l is the product of a and row l of w (rows K apart; of the `lanes` there are).
-template <class C>
-FASTRNN_INLINE Vec<C> dots(const C* a, const C* w, int64_t K, int lanes) {
-  const C* row[kLanes<C>];
-  for (int l = 0; l < kLanes<C>; ++l) row[l] = w + (l < lanes ? l : 0) * K;
-  Vec<C> sum[kLanes<C>] = {};
-  int64_t k = 0;
-  for (; k + kLanes<C> <= K; k += kLanes<C>) {
-    const Vec<C> factor = load(a + k);
-    for (int l = 0; l < kLanes<C>; ++l) sum[l] = fma(factor, load(row[l] + k), sum[l]);
+// a[r] w' for one vector of columns and one or two rows: lane l of out[r] is the product of a[r] and row l of w (rows K
+// apart; of the `lanes` there are). The sums of a row are the same beside another.
+template <class C, int kRows>
+FASTRNN_INLINE void dots(const C* const* a, const C* w, int64_t K, int lanes, Vec<C>* out) {
+  constexpr int kColumns = kLanes<C> / kRows;  // at a time: as many sums as a vector has lanes
+  C found[kRows][kLanes<C>];
+  for (int first = 0; first < kLanes<C>; first += kColumns) {
+    const C* row[kColumns];
+    for (int l = 0; l < kColumns; ++l) row[l] = w + (first + l < lanes ? first + l : 0) * K;
+    Vec<C> sum[kLanes<C>] = {};
+    int64_t k = 0;
+    for (; k + kLanes<C> <= K; k += kLanes<C>) {
+      Vec<C> factor[kRows];
+      for (int r = 0; r < kRows; ++r) factor[r] = load(a[r] + k);
+      for (int l = 0; l < kColumns; ++l) {
+        const Vec<C> weight = load(row[l] + k);
+        for (int r = 0; r < kRows; ++r) sum[r * kColumns + l] = fma(factor[r], weight, sum[r * kColumns + l]);
+      }
+    }
+    if (k < K) {
+      const int rest = static_cast<int>(K - k);
+      for (int l = 0; l < kColumns; ++l) {
+        const Vec<C> weight = load(row[l] + k, rest);
+        for (int r = 0; r < kRows; ++r) {
+          sum[r * kColumns + l] = fma(load(a[r] + k, rest), weight, sum[r * kColumns + l]);
+        }
+      }
+    }
+    C both[kLanes<C>];
+    store(both, sums_of_lanes<C>(sum));
+    for (int r = 0; r < kRows; ++r) {
+      for (int l = 0; l < kColumns; ++l) found[r][first + l] = both[r * kColumns + l];
+    }
   }
-  if (k < K) {
-    const int rest = static_cast<int>(K - k);
-    const Vec<C> factor = load(a + k, rest);
-    for (int l = 0; l < kLanes<C>; ++l) sum[l] = fma(factor, load(row[l] + k, rest), sum[l]);
-  }
-  return sums_of_lanes<C>(sum);
+  for (int r = 0; r < kRows; ++r) out[r] = load(found[r]);
 }
 
 // Copy a vector's columns into a panel: to[k * stride + lane] = from[lane * unit + k * column] for `lanes` lanes, zero

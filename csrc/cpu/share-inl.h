@@ -133,15 +133,25 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
     product<C, kVecs>({a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back, finish);
     return;
   }
+  constexpr int kVecs = kForwardVecs<C, CellT>;
+  const int64_t H = share.layer.H;
   for (int64_t panel = share.panel0; panel < share.panel1; ++panel) {
-    for (int64_t row = 0; row < rows; ++row) {
-      Vec<C> sum[kForwardVecs<C, CellT>];
-      for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {
-        const int64_t unit = (panel * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>, H = share.layer.H;
+    for (int64_t row = 0; row < rows; row += 2) {
+      Vec<C> sum[2][kVecs];
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t unit = (panel * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>;
         const int lanes = lanes_at<C>(unit, H);
-        if (lanes > 0) sum[v] = dots(a[row], w + (v / CellT::kUnitVecs * H + unit) * K, K, lanes);
+        if (lanes == 0) continue;
+        const C* const weights = w + (v / CellT::kUnitVecs * H + unit) * K;
+        Vec<C> found[2] = {};
+        if (row + 1 < rows) {
+          dots<C, 2>(a + row, weights, K, lanes, found);
+        } else {
+          dots<C, 1>(a + row, weights, K, lanes, found);
+        }
+        sum[0][v] = found[0], sum[1][v] = found[1];
       }
-      finish(sum, row, panel);
+      for (int64_t r = row; r < rows && r < row + 2; ++r) finish(sum[r - row], r, panel);
     }
   }
 #endif
