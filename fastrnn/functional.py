@@ -44,8 +44,8 @@ def lstm(
 
     Args:
         input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` for one sequence; or a
-            :class:`~torch.nn.utils.rnn.PackedSequence`. float32, float64, bfloat16 or float16 (16-bit tensors are
-            storage: arithmetic and state are float32).
+            :class:`~torch.nn.utils.rnn.PackedSequence`. float32, float64, bfloat16 or float16 (gates,
+            sums and states of 16-bit layers are float32).
         hx: ``(h0, c0)``, each ``(num_layers*D, B, H)`` (``(num_layers*D, H)`` for one sequence), or None for zeros.
         params: ``w_ih (4*H, I), w_hh (4*H, H)`` and, with ``bias``, ``b_ih, b_hh (4*H)``, for every layer and direction
             in the order of :class:`torch.nn.LSTM`'s state_dict; gates in the order ``i, f, g, o``.

@@ -113,7 +113,8 @@ class LSTM(Layers, stock.LSTM):
         weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k], weight_hr_l[k], and the same with ``_reverse``: the
             parameters, as in :class:`torch.nn.LSTM`. State_dicts are interchangeable.
 
-    Dtypes: float32, float64, bfloat16 and float16 on the CPU; with 16-bit tensors arithmetic and state are float32.
+    Dtypes: float32, float64, bfloat16 and float16 on the CPU. With 16-bit tensors gates, sums and states are float32;
+    bfloat16 layers multiply in bfloat16 where the CPU has AMX, else in float32 as well.
     Layers on other devices, with ``proj_size``, or of other dtypes are computed by torch's own engine:
     :func:`fastrnn.explain` tells.
 

@@ -1,12 +1,9 @@
-"""The benchmarks: texts and batches, timing in turns, checks that refuse what is wrong, results and pictures."""
+"""The benchmarks: timing in turns, checks that refuse what is wrong, limits, targets, results and pictures."""
 
-import copy
-import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,6 @@ if str(ROOT) not in sys.path:
 
 from bench import (  # noqa: E402
     contestants,
-    corpus,
     cpu,
     grid,
     onnx_stack,
@@ -31,7 +27,6 @@ from bench import (  # noqa: E402
     resets,
     results,
     roofline,
-    rounding,
     scaling,
     streaming,
     tape,
@@ -42,11 +37,8 @@ from bench.__main__ import main as bench  # noqa: E402
 from bench.check import Computed, MismatchError, check_stacks, compare  # noqa: E402
 from bench.grid import Shape  # noqa: E402
 from bench.plan import Job, Plan  # noqa: E402
-from bench.workloads import equality, language_model, training  # noqa: E402
-from bench.workloads.character_model import CharacterModel  # noqa: E402
 
 SHAPE = Shape(2, 3, 4, 5)
-WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
 
 
 @pytest.fixture(autouse=True)
@@ -55,25 +47,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """A small text file."""
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{k} {WORDS}" for k in range(60)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
-    """A tiny run of the language model, its results in ``tmp_path / "out"``."""
-    sizes = ["--hidden=12", "--batch=3", "--steps=8", "--heldout=200", "--threads=1", "--learning-rate=0.02"]
-
-    def run(*arguments: str, length: str = "--updates=6") -> int:
-        return language_model.main([*sizes, length, f"--text={text}", f"--out={tmp_path / 'out'}", *arguments])
-
-    return run
 
 
 @pytest.fixture
@@ -100,205 +73,6 @@ def make_row(**changes: object) -> results.Row:
         provenance=results.Provenance("2", "0", "3", "base", "a CPU", None, "2020-01-01T00:00:00+00:00"),
     )
     return replace(row, **changes)
-
-
-def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
-    for k in range(30):
-        (tmp_path / f"{k}.txt").write_text(f"file <{k:02d}> " + WORDS * 3, encoding="utf-8")
-    (tmp_path / "copy.txt").write_text((tmp_path / "3.txt").read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "picture.bin").write_bytes(b"\x00\xff" * 50)
-    (tmp_path / "empty.txt").touch()
-    loaded = corpus.load(tmp_path)
-    assert len(loaded.train_files) + len(loaded.heldout_files) == 30  # neither the copy nor what is not text
-    assert set(loaded.train_files).isdisjoint(loaded.heldout_files)
-    train, heldout = loaded.decode(loaded.train), loaded.decode(loaded.heldout)
-    for k in range(30):
-        assert (f"<{k:02d}>" in train) != (f"<{k:02d}>" in heldout)
-    assert 0.08 < len(heldout) / (len(train) + len(heldout)) < 0.15
-    assert torch.equal(corpus.load(tmp_path).train, loaded.train)
-
-
-def test_a_file_is_split_by_position(text: Path) -> None:
-    loaded = corpus.load(text)
-    whole = text.read_text(encoding="utf-8")
-    assert loaded.decode(loaded.train) + loaded.decode(loaded.heldout) == whole
-    assert loaded.heldout.numel() == round(0.1 * len(whole))
-
-
-def test_the_default_text_is_the_standard_library() -> None:
-    loaded = corpus.load()
-    assert loaded.train.numel() > 10 * len(loaded.symbols) ** 2
-    assert "def " in loaded.decode(loaded.heldout[:100_000])
-    assert not any("site-packages" in name for name in loaded.train_files)
-
-
-def test_symbols_that_training_does_not_have_are_unknown(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("ab\n" * 90 + "ab\N{GREEK SMALL LETTER PI}" * 10, encoding="utf-8")
-    loaded = corpus.load(tmp_path / "text")
-    assert loaded.symbols == corpus.UNKNOWN + "\nab"
-    assert loaded.encode("a\N{GREEK SMALL LETTER PI}").tolist() == [2, 0]
-    assert loaded.decode(torch.tensor([3, 0])) == "b" + corpus.UNKNOWN
-
-
-def test_streams_are_contiguous() -> None:
-    ids = torch.arange(3 * 41 + 1, dtype=torch.int32)
-    streams = corpus.Streams(ids, batch=3, steps=10)
-    assert streams.windows == 4
-    inputs, targets = zip(*(streams.window(k) for k in range(4)), strict=True)
-    for b in range(3):
-        assert torch.cat(inputs)[:, b].tolist() == list(range(41 * b, 41 * b + 40))
-    assert torch.equal(torch.cat(targets), torch.cat(inputs) + 1)
-    assert [k for k in range(9) if streams.begins(k)] == [0, 4, 8]
-    assert torch.equal(streams.window(5)[0], inputs[1])
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, "does not exist"), (b"", "is empty"), (b"\xff\xfe\x00", "not text"), (b"too little", "too short")],
-)
-def test_texts_that_cannot_be_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, words: str
-) -> None:
-    path = tmp_path / "text"
-    if content is not None:
-        path.write_bytes(content)
-    assert language_model.main(["--text", str(path), "--updates", "1"]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_a_folder_without_text(tmp_path: Path) -> None:
-    with pytest.raises(corpus.CorpusError, match="no text files"):
-        corpus.load(tmp_path)
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_the_demo_ends_with_table_picture_and_results(
-    demo: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str
-) -> None:
-    assert demo("--cell", cell, "--layers", "2") == 0
-    printed = capsys.readouterr().out
-    assert "held-out perplexity" in printed
-    assert printed.count("\n") < 60  # no progress bar where there is no terminal
-    assert (tmp_path / "out/language_model.png").read_bytes().startswith(b"\x89PNG")
-    (row,) = results.read(tmp_path / "out/language_model.jsonl")
-    assert (row.benchmark, row.case.cell, row.case.layers, row.times["fastrnn"].turns) == ("language_model", cell, 2, 6)
-    perplexities = row.detail["heldout_perplexity"]
-    assert abs(perplexities["fastrnn"] - perplexities["torch.nn"]) < 1e-4 * perplexities["torch.nn"]
-    assert perplexities["torch.nn"] < row.detail["symbols"]  # it has learned something
-
-
-def test_the_demo_stops_at_its_seconds(demo: Callable[..., int], tmp_path: Path) -> None:
-    assert demo(length="--seconds=0.2") == 0
-    (row,) = results.read(tmp_path / "out/language_model.jsonl")
-    assert row.detail["updates"] >= 1
-    assert sum(row.detail["seconds"].values()) < 5
-
-
-@pytest.mark.parametrize("part", ["outputs", "gradients"])
-def test_the_demo_refuses_a_first_update_that_differs(
-    demo: Callable[..., int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    part: str,
-) -> None:
-    convert = fastrnn.convert
-
-    def broken(model: CharacterModel) -> CharacterModel:
-        weight = convert(model).recurrent.weight_hh_l0
-        if part == "outputs":
-            weight.data.mul_(1 + 1e-4)
-        else:
-            weight.register_hook(lambda gradient: gradient * (1 + 1e-4))
-        return model
-
-    monkeypatch.setattr(fastrnn, "convert", broken)
-    assert demo() == 1
-    assert "Not the same, stopped" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_demo_fails_if_training_differs_by_more_than_rounding(
-    demo: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Sluggish(training.Trainer):
-        def __init__(self, name: str, model: CharacterModel, rates: training.Rates) -> None:
-            super().__init__(name, model, replace(rates, learning=rates.learning * (0.99 if name == "fastrnn" else 1)))
-
-    monkeypatch.setattr(training, "Trainer", Sluggish)
-    assert demo() == 1
-    assert "is allowed" in capsys.readouterr().out
-    (row,) = results.read(tmp_path / "out/language_model.jsonl")
-    assert len(row.detail["mismatches"]) == 1
-
-
-@pytest.mark.parametrize(("whose", "words"), [("fastrnn", "Not the same, stopped: update 3"), ("torch.nn", "--clip")])
-def test_the_demo_stops_where_a_loss_is_no_number(
-    demo: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    whose: str,
-    words: str,
-) -> None:
-    update = training.Trainer.update
-
-    def broken(trainer: training.Trainer, streams: corpus.Streams, learning: float) -> None:
-        update(trainer, streams, learning)
-        if trainer.name == whose and len(trainer.losses) == 3:
-            trainer.losses[-1] = torch.nan
-
-    monkeypatch.setattr(training.Trainer, "update", broken)
-    assert demo() == 1
-    assert words in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("windows", "by", "words"),
-    [
-        ({}, 1.001, None),
-        ({1, 3}, 1.001, None),
-        ({0, 1, 4}, 1.001, "logits is off"),
-        ({2}, torch.nan, "no numbers"),
-    ],
-)
-def test_updates_of_the_same_weights_agree_in_most_windows(windows: set[int], by: float, words: str | None) -> None:
-    model = CharacterModel("gru", symbols=9, embedding=4, hidden=5, layers=1)
-    streams = corpus.Streams(torch.randint(9, (200,), dtype=torch.int32), batch=2, steps=6)
-    ours = fastrnn.convert(copy.deepcopy(model))
-    calls = itertools.count()
-    ours.register_forward_hook(lambda _, __, out: (out[0] * (by if next(calls) in windows else 1), out[1]))
-    with pytest.raises(MismatchError, match=words) if words else nullcontext():
-        assert 0 <= equality.check_updates(model, ours, streams, 3, torch.rand(1, 2, 5)) < 10
-
-
-def test_losses_of_the_same_weights_agree() -> None:
-    exact = torch.rand(30, 40, dtype=torch.float64) + 1
-    theirs = exact.float()
-    equality.check_losses(theirs * (1 + 4e-7), theirs, exact)
-    for wrong in (theirs * (1 + 1e-6), theirs * torch.nan):
-        with pytest.raises(MismatchError, match="held-out losses"):
-            equality.check_losses(wrong, theirs, exact)
-
-
-def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:
-    model = nn.Linear(7, 5)
-    moved = rounding.moved_by_rounding(model, seed=0)
-    for weight, other in zip(model.parameters(), moved.parameters(), strict=True):
-        assert torch.all(weight != other)
-        torch.testing.assert_close(other, weight, rtol=torch.finfo(weight.dtype).eps, atol=0)
-
-
-def test_deviation_is_measured_against_rounding() -> None:
-    losses = torch.rand(100, 50) + 1
-    moved = losses + 1e-4
-    for others, factor in (([moved], 3), ([moved, losses + 3e-4, losses - 2e-4], 10 * (14 / 3) ** 0.5)):
-        at_most = factor * 1e-4
-        assert rounding.deviation(losses - 0.99 * at_most, losses, others).is_rounding
-        assert not rounding.deviation(losses + 1.01 * at_most, losses, others).is_rounding
-        assert not rounding.deviation(losses * torch.nan, losses, others).is_rounding
-    noise = torch.randn(100, 50)
-    within_pages = losses + 1e-2 * (noise - noise.mean(1, keepdim=True))
-    assert rounding.deviation(within_pages, losses, [moved]).is_rounding  # no difference between perplexities of pages
 
 
 def test_compare_uses_the_error_of_torch_as_its_yardstick() -> None:
@@ -447,6 +221,20 @@ def test_onnx_runtime_with_gates_in_torchs_order_is_refused(
     stack = contestants.torch_stack(cell.lower(), Shape(3, 4, 5, 6), torch.float32)
     with pytest.raises(MismatchError, match="ONNX Runtime: y in inference is off"):
         check_stacks({"ONNX Runtime": onnx_stack.OnnxStack(stack)}, stack, torch.randn(4, 3, 5))
+
+
+def test_whoever_computes_something_else_is_left_out() -> None:
+    """And fastrnn refused."""
+    stack = contestants.torch_stack("gru", Shape(3, 4, 5, 6), torch.float32)
+    wrong, x = contestants.CellLoop(stack), torch.randn(4, 3, 5)
+    with torch.no_grad():
+        wrong.cells[0].weight_hh.mul_(1.001)
+    left_out: dict[str, str] = {}
+    ratios = check_stacks({"loop": wrong, "another": contestants.CellLoop(stack)}, stack, x, left_out=left_out)
+    assert list(left_out) == ["loop"]
+    assert list(ratios) == ["another"]
+    with pytest.raises(MismatchError, match="fastrnn: "):
+        check_stacks({"fastrnn": wrong}, stack, x, left_out=left_out)
 
 
 def test_onnx_runtime_takes_part_in_inference(
