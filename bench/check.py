@@ -68,7 +68,7 @@ def check_stacks(
         x: the input, ``(T, B, I)``.
         reference: computes the same, to be run in float64; it becomes float64. None: a loop over torch.nn's cells.
         training: whether to check more than inference.
-        left_out: contestants, other than fastrnn, that compute something else go here with the reason. None: they raise.
+        left_out: where contestants other than fastrnn go, with the reason, if they are off. None: they raise as well.
 
     Returns:
         Each contestant's largest error, as a multiple of torch.nn's own error and a rounding unit.
