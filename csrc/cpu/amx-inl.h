@@ -40,8 +40,10 @@ inline TileRows tile_rows(const float* const* rows, int64_t n, const Runs& runs)
   const int64_t stride = (blocks | 1) * 64, padded = (n + kTileRows - 1) / kTileRows * kTileRows;
   if (buffer.size < padded * stride) {
     std::free(buffer.data);
+    buffer.size = 0;
+    buffer.data = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(padded * stride)));
+    if (buffer.data == nullptr) throw std::bad_alloc();
     buffer.size = padded * stride;
-    buffer.data = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(buffer.size)));
     std::memset(buffer.data, 0, static_cast<size_t>(buffer.size));
   }
   for (int64_t i = 0; i < n; ++i) {

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                 \
