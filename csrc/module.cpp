@@ -10,8 +10,6 @@
 #include "call.h"
 #include "step.h"
 
-// ---------------------------
-
 namespace {
 
 template <class F>

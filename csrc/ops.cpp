@@ -15,11 +15,7 @@
 namespace fastrnn {
 namespace {
 
-// ---- Forward
-// ---------------------------------------------------------------------------------------------------------
-
-// ----------------------------------------------------------------------------------------------------------
-
+// ---- Forward ----
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class C>
@@ -67,11 +63,7 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
   return {y, as(h_n, storage), has_c ? as(c_n, storage) : empty_result(x, storage), cells, tape};
 }
 
-// ---- Backward
-// --------------------------------------------------------------------------------------------------------
-
-// ---------------------------------------------------------------------------------------------------------
-
+// ---- Backward ----
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 Tensor columns(const Tensor& t, int64_t from, int64_t n) {
@@ -304,11 +296,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
           need_c0 && call.c0 && has_c ? as(dc, storage) : empty_result(x, storage), dweights};
 }
 
-// ---- The operators
-// ---------------------------------------------------------------------------------------------------
-
-// ----------------------------------------------------------------------------------------------------
-
+// ---- The operators ----
 ForwardResult layer_forward(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
                             std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
                             OptionalTensor lengths, OptionalTensor reset, std::string tape, bool cells) {

@@ -62,10 +62,12 @@ def layers(
     Returns:
         ``y (…, H)`` if wanted, ``h_n`` and, for an LSTM, ``c_n``, each ``(*lead, H)``; or None.
     """
+    if each not in (2, 4) or len(params) < each or type(params[1]) not in _KINDS:
+        return None
     w_hh, dtype, spec = params[1], x.dtype, CELLS[cell]
     is_double, sizes = dtype is torch.float64, x.shape
     known = is_double or dtype is torch.float32
-    if not known or w_hh.dim() != 2 or each not in (2, 4) or x.layout is not torch.strided:
+    if not known or w_hh.dim() != 2 or x.layout is not torch.strided:
         return None
     inputs, hidden = sizes[-1], w_hh.shape[1]
     rows, shape = spec.gates * hidden, (*lead, hidden)

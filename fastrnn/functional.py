@@ -310,7 +310,7 @@ def _single_step(
         return None
     if stack.bidirectional or len(params) != stack.num_layers * stack.params_per_direction:
         return None
-    if stack.proj_size or (stack.training and stack.dropout):
+    if stack.proj_size or (stack.training and stack.dropout) or stack.tape not in _validate.TAPES:
         return None
     state = _states(hx)
     if hx is not None and len(state) != (2 if CELLS[stack.cell].has_c else 1):

@@ -1,11 +1,15 @@
 """What every test runs under: memory that was not written is NaN, random numbers are the same each time."""
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+# For bench; last, since an installed fastrnn comes before the source tree's.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 os.environ["FASTRNN_POISON"] = "1"  # the engine's own memory as well; it asks when it first computes
 
 

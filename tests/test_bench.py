@@ -1,7 +1,6 @@
 """The benchmarks: timing in turns, checks that refuse what is wrong, limits, targets, results and pictures."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +12,7 @@ import torch
 from torch import nn
 
 import fastrnn
-
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last: an installed fastrnn comes before the source tree's
-
-from bench import (  # noqa: E402
+from bench import (
     contestants,
     cpu,
     grid,
@@ -33,10 +27,10 @@ from bench import (  # noqa: E402
     targets,
     timing,
 )
-from bench.__main__ import main as bench  # noqa: E402
-from bench.check import Computed, MismatchError, check_stacks, compare  # noqa: E402
-from bench.grid import Shape  # noqa: E402
-from bench.plan import Job, Plan  # noqa: E402
+from bench.__main__ import main as bench
+from bench.check import Computed, MismatchError, check_stacks, compare
+from bench.grid import Shape
+from bench.plan import Job, Plan
 
 SHAPE = Shape(2, 3, 4, 5)
 

@@ -161,6 +161,18 @@ def test_mistakes_are_reported_as_ever(kind: str, change: str) -> None:
 
 
 @KIND
+def test_mistakes_in_a_layer_are_reported_as_ever(kind: str) -> None:
+    net, x = LAYERS[kind](7, 9), torch.randn(1, 2, 7)
+    params = [p.detach() for p in net.parameters()]
+    with torch.no_grad():
+        net.tape = "short"
+        with pytest.raises(ValueError, match="tape: expected one of"):
+            net(x)
+        with pytest.raises(TypeError, match="expected Tensor as element 3"):
+            getattr(fastrnn.functional, kind)(x, None, [*params[:3], None])
+
+
+@KIND
 def test_whoever_looks_on_sees_the_operator(kind: str, calls: list[tuple[object, ...]]) -> None:
     """Gradients, autocast, tracing, transforms and modes: none of them would see a step that goes past the operator."""
     cell = CELLS[kind](7, 9)

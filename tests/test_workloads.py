@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,19 +12,14 @@ import torch
 from torch import nn
 
 import fastrnn
-
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last: an installed fastrnn comes before the source tree's
-
-from bench import (  # noqa: E402
+from bench import (
     corpus,
     results,
     rounding,
 )
-from bench.check import MismatchError  # noqa: E402
-from bench.workloads import equality, language_model, training  # noqa: E402
-from bench.workloads.character_model import CharacterModel  # noqa: E402
+from bench.check import MismatchError
+from bench.workloads import equality, language_model, training
+from bench.workloads.character_model import CharacterModel
 
 WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
 
