@@ -8,7 +8,7 @@
 #include <string>
 
 #include "call.h"
-#include "step.h"
+#include "step_call.h"
 
 namespace {
 
@@ -38,41 +38,6 @@ PyObject* cpu_isas(PyObject*, PyObject*) {
   });
 }
 
-// step(cell, is_double, B, I, H, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n): sizes, and addresses with 0 for none.
-PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  constexpr Py_ssize_t kCount = 15;
-  if (count != kCount) {
-    PyErr_Format(PyExc_TypeError, "step: expected %zd arguments, got %zd", kCount, count);
-    return nullptr;
-  }
-  const char* const name = PyUnicode_AsUTF8AndSize(args[0], nullptr);
-  if (name == nullptr) return nullptr;
-  int64_t n[kCount] = {};
-  void* at[kCount] = {};
-  for (Py_ssize_t i = 1; i < kCount; ++i) {
-    if (i < 5) {
-      n[i] = PyLong_AsLongLong(args[i]);
-    } else {
-      at[i] = PyLong_AsVoidPtr(args[i]);
-    }
-  }
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  std::string failed;
-  PyThreadState* const state = PyEval_SaveThread();
-  try {
-    fastrnn::run_step({fastrnn::parse_cell(name), n[1] != 0, n[2], n[3], n[4], at[5], at[6], at[7], at[8], at[9],
-                       at[10], at[11], at[12], at[13], at[14]});
-  } catch (const std::exception& e) {
-    failed = e.what();
-  }
-  PyEval_RestoreThread(state);
-  if (!failed.empty()) {
-    PyErr_SetString(PyExc_RuntimeError, failed.c_str());
-    return nullptr;
-  }
-  Py_RETURN_NONE;
-}
-
 PyObject* cpu_plan(PyObject*, PyObject* args) {
   const char *cell = nullptr, *dtype = nullptr;
   long long steps = 0, batch = 0, inputs = 0, hidden = 0;
@@ -94,8 +59,8 @@ PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
     {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
     {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
-    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
-     "One step of one layer, by addresses."},
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::step_call)), METH_FASTCALL,
+     "A single step of a stack of layers, or of a cell."},
     {nullptr, nullptr, 0, nullptr},
 };
 

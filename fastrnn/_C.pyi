@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from typing import Any
+
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def cpu_plan(
@@ -5,19 +8,12 @@ def cpu_plan(
 ) -> str: ...
 def step(
     cell: str,
-    is_double: bool,
-    B: int,
-    I: int,
-    H: int,
-    x: int,
-    h0: int,
-    c0: int,
-    w_ih: int,
-    w_hh: int,
-    b_ih: int,
-    b_hh: int,
-    y: int,
-    h_n: int,
-    c_n: int,
+    input: object,
+    hx: object,
+    params: Sequence[object],
+    layers: int,
+    batch_first: bool,
+    most_rows: int,
+    compute: bool,
     /,
-) -> None: ...
+) -> Any: ...

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fastrnn import _autograd, _streaming, _validate, reference
 from fastrnn._validate import Stack
-from fastrnn.engine import SINGLE_ROWS, Plan, plan
+from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -165,8 +165,7 @@ def lstm_cell(
         >>> w_ih, w_hh = torch.randn(80, 10), torch.randn(80, 20)
         >>> h, c = fastrnn.functional.lstm_cell(torch.randn(3, 10), None, w_ih, w_hh)
     """
-    h, c = _step("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
-    return h, c
+    return _cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 def gru_cell(
@@ -178,7 +177,7 @@ def gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """One GRU step, as :class:`torch.nn.GRUCell` computes it; arguments as in :func:`lstm_cell`, ``hx`` is ``h``."""
-    return _step("gru", input, hx, w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell("gru", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 def rnn_cell(
@@ -192,7 +191,7 @@ def rnn_cell(
     nonlinearity: str = "tanh",
 ) -> Tensor:
     """One Elman step, as :class:`torch.nn.RNNCell` computes it; arguments as in :func:`lstm_cell`, ``hx`` is ``h``."""
-    return _step(_validate.rnn_cell_name(nonlinearity), input, hx, w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell(_validate.rnn_cell_name(nonlinearity), input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 class _Batch(NamedTuple):
@@ -236,10 +235,6 @@ def _stack(
     return_cells: bool,
 ) -> tuple[Sequences, tuple[Tensor, ...], Sequences | None]:
     """Check, normalise to time-major, compute, and give back in the caller's layout."""
-    if lengths is None and reset is None and not return_cells:
-        found = _single_step(stack, input, hx, params)
-        if found is not None:
-            return found
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
@@ -291,36 +286,6 @@ def _stack(
     if not batched:
         state = tuple(s.squeeze(1) for s in state)
     return restore(y), state, None if cells is None else restore(cells)
-
-
-def _states(hx: Any) -> tuple[Any, ...]:
-    """``hx`` as a tuple, nothing checked."""
-    return () if hx is None else hx if type(hx) is tuple else (hx,)
-
-
-def _single_step(
-    stack: Stack, input: Sequences, hx: Hidden | None, params: Sequence[Tensor]
-) -> tuple[Sequences, tuple[Tensor, ...], None] | None:
-    """A stream's next step by the shortest route, or None where it is not just that."""
-    if not isinstance(input, Tensor):
-        return None
-    sizes = input.shape
-    batched, time = len(sizes) == 3, 1 if stack.batch_first and len(sizes) == 3 else 0
-    if len(sizes) not in (2, 3) or sizes[time] != 1 or not _streaming.is_ordinary():
-        return None
-    if stack.bidirectional or len(params) != stack.num_layers * stack.params_per_direction:
-        return None
-    if stack.proj_size or (stack.training and stack.dropout) or stack.tape not in _validate.TAPES:
-        return None
-    state = _states(hx)
-    if hx is not None and len(state) != (2 if CELLS[stack.cell].has_c else 1):
-        return None
-    batch = sizes[1 - time] if batched else 1
-    if batch > SINGLE_ROWS and stack.cell != "lstm":
-        return None
-    lead = (stack.num_layers, batch) if batched else (stack.num_layers,)
-    found = _streaming.layers(stack.cell, input, state, params, stack.params_per_direction, batch, lead, True)
-    return None if found is None else (found[0], found[1:], None)
 
 
 def _layers(
@@ -395,6 +360,25 @@ def _torch_layers(
     return y, tuple(state_), None
 
 
+def _cell(
+    cell: str,
+    input: Tensor,
+    hx: Hidden | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> Any:
+    """One step of one cell: a layer of one step."""
+    found = _streaming.step(
+        cell, input, hx, (w_ih, w_hh) if b_ih is None and b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    )
+    if found is not None:
+        return found
+    after = _step(cell, input, hx, w_ih, w_hh, b_ih, b_hh)
+    return after if CELLS[cell].has_c else after[0]
+
+
 def _step(
     cell: str,
     input: Tensor,
@@ -404,17 +388,7 @@ def _step(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """One step of one cell: a layer of one step."""
-    if _streaming.is_ordinary():
-        given = _states(hx)
-        params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
-        lead = tuple(input.shape[:-1])
-        few = not lead or lead[0] <= SINGLE_ROWS
-        if few and 0 < input.dim() < 3 and len(given) == (0 if hx is None else 2 if CELLS[cell].has_c else 1):
-            batch = lead[0] if lead else 1
-            found = _streaming.layers(cell, input, given, params, len(params), batch, lead, False)
-            if found is not None:
-                return found
+    """The same by the usual route."""
     name = f"{_validate.NAMES[cell]}Cell"
     _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2

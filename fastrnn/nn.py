@@ -15,7 +15,8 @@ from torch.nn.modules import rnn as stock  # and not torch.nn's own names, which
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _dynamo
+from fastrnn import _dynamo, _streaming
+from fastrnn._validate import TAPES
 from fastrnn.functional import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -75,6 +76,12 @@ class Layers(Fast, stock.RNNBase):
     def _weights(self) -> list[Tensor]:
         own = self._parameters  # six times faster than getattr, which finds what stands in for a parameter
         return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
+
+    def _single_step(self, cell: str, input: Any, hx: Any) -> Any:
+        """What :meth:`forward` returns for a stream's next step, by the shortest route; None for any other call."""
+        if self.bidirectional or self.proj_size or self.tape not in TAPES or (self.training and self.dropout):
+            return None
+        return _streaming.step(cell, input, hx, self._weights(), self.num_layers, self.batch_first)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -223,6 +230,10 @@ class LSTM(Layers, stock.LSTM):
             >>> cells.shape
             torch.Size([3, 5, 20])
         """
+        if lengths is None and reset is None and not return_cells:
+            found = self._single_step("lstm", input, hx)
+            if found is not None:
+                return found
         if isinstance(input, PROXY):
             return self._node(input, hx, lengths=lengths, reset=reset, return_cells=return_cells)
         return lstm(
@@ -303,6 +314,10 @@ class GRU(Layers, stock.GRU):
             >>> net = fastrnn.GRU(10, 20, batch_first=True)
             >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
         """
+        if lengths is None and reset is None:
+            found = self._single_step("gru", input, hx)
+            if found is not None:
+                return found
         if isinstance(input, PROXY):
             return self._node(input, hx, lengths=lengths, reset=reset)
         return gru(input, hx, self._weights(), **self._options(), lengths=lengths, reset=reset)
@@ -363,9 +378,13 @@ class RNN(Layers, stock.RNN):
             >>> net = fastrnn.RNN(10, 20, batch_first=True)
             >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
         """
+        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
+        if lengths is None and reset is None:
+            found = self._single_step(f"rnn_{nonlinearity}", input, hx)
+            if found is not None:
+                return found
         if isinstance(input, PROXY):
             return self._node(input, hx, lengths=lengths, reset=reset)
-        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
         options = self._options()
         return rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **options, lengths=lengths, reset=reset)
 

@@ -1,12 +1,14 @@
 """Single steps without gradients take a route of their own: the same bits; everything unusual takes the usual one."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from accuracy import flatten
+from accuracy import assert_same, flatten, run
 from torch import Tensor, nn
 
 import fastrnn
@@ -20,13 +22,15 @@ KIND = pytest.mark.parametrize("kind", LAYERS)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """The steps that were sent straight into the engine."""
+    """The steps that the engine computed straight away."""
     made: list[tuple[object, ...]] = []
     step = _C.step
 
-    def counted(*args: object) -> None:
-        made.append(args)
-        step(*args)  # type: ignore[arg-type]
+    def counted(*args: object) -> object:
+        found = step(*args)  # type: ignore[arg-type]
+        if found is not None and found is not True:
+            made.append(args)
+        return found
 
     monkeypatch.setattr(_C, "step", counted)
     return made
@@ -40,7 +44,7 @@ def both_routes(
     found = flatten(call())
     count = len(calls) - before
     with monkeypatch.context() as patch:
-        patch.setattr(_streaming, "is_ordinary", lambda: False)
+        patch.setattr(_streaming, "nobody_looks_on", lambda: False)
         usual = flatten(call())
     return found, usual, count
 
@@ -71,7 +75,7 @@ def test_layers(
         for state in (None, (h, c) if kind == "lstm" else h):
             with torch.no_grad():
                 found, usual, count = both_routes(partial(net, x, state), calls, monkeypatch)
-            assert count == num_layers
+            assert count == 1
             assert_equal(found, usual)
 
 
@@ -190,8 +194,67 @@ def test_whoever_looks_on_sees_the_operator(kind: str, calls: list[tuple[object,
     assert not calls
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@KIND
+def test_steps_with_gradients(
+    kind: str, num_layers: int, bias: bool, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go to torch's operators, an LSTM layer's to ours: the same numbers and gradients by the usual route."""
+    for (batch, batch_first), given in itertools.product(((2, False), (5, True), (300, False), (0, False)), (0, 1)):
+        size, lead = (batch,) if batch else (), (num_layers,) if num_layers else ()
+        net = (
+            LAYERS[kind](7, 9, num_layers, bias=bias, batch_first=batch_first)
+            if num_layers
+            else CELLS[kind](7, 9, bias)
+        )
+        time = () if not num_layers else (1,)
+        x = torch.randn(*((*size, *time, 7) if batch_first else (*time, *size, 7)))
+        h, c = torch.randn(2, *lead, *size, 9)
+        inputs = (x, (h, c) if kind == "lstm" else h) if given else (x,)
+        results = []
+        for direct in (True, False):
+            with monkeypatch.context() as patch:
+                if not direct:
+                    patch.setattr(_streaming, "nobody_looks_on", lambda: False)
+                results.append(run(net, *inputs))
+        assert_same(*results)
+    assert not calls
+
+
+def test_a_step_of_frozen_layers_needs_no_gradients(calls: list[tuple[object, ...]]) -> None:
+    net = fastrnn.LSTM(7, 9).requires_grad_(False)
+    x = torch.randn(1, 1, 7)
+    assert not net(x)[0].requires_grad
+    assert len(calls) == 1
+    assert net(x.requires_grad_())[0].requires_grad
+    assert len(calls) == 1
+
+
+def test_a_torch_without_the_exchange_takes_the_usual_route() -> None:
+    """As a torch of another major version of DLPack would."""
+    code = """
+import torch
+capsule = torch.Tensor.__dlpack_c_exchange_api__
+del torch.Tensor.__dlpack_c_exchange_api__
+import fastrnn
+net, x = fastrnn.GRU(3, 4), torch.randn(1, 1, 3)
+with torch.no_grad():
+    assert fastrnn._C.step("gru", x, None, net._weights(), 1, False, 9, True) is None
+    print(net(x)[0].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 1, 4])", done.stderr
+
+
 def test_the_engine_counts_its_arguments() -> None:
-    with pytest.raises(TypeError, match="expected 15 arguments, got 1"):
+    with pytest.raises(TypeError, match="expected 8 arguments, got 1"):
         _C.step("lstm")  # type: ignore[call-arg]
     with pytest.raises(RuntimeError, match="expected rnn_tanh, rnn_relu, lstm or gru, got elman"):
-        _C.step("elman", *[0] * 14)
+        _C.step("elman", None, None, [], 0, False, 1, True)
+    x, w = torch.randn(1, 3), torch.randn(4, 3)
+    for params in ((), (w,), (w, None), (w, w, w), 5, [w, w], (w, torch.randn(4))):
+        assert _C.step("rnn_tanh", x, None, params, 0, False, 9, True) is None  # type: ignore[arg-type]
+    for given in (None, 5, torch.randn(3, 0), x.bool(), x.double()):
+        assert _C.step("rnn_tanh", given, None, (w, torch.randn(4, 4)), 0, False, 9, True) is None
+    assert _C.step("rnn_tanh", x, None, (w, torch.randn(4, 4)), 0, False, 9, True) is not None

@@ -1,5 +1,6 @@
 #include "cpu/plan.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -81,10 +82,9 @@ std::string describe(const Plan& plan) {
 }
 
 bool pool_usable() {
-  static std::atomic<pid_t> owner{0};
-  pid_t none = 0;
-  const pid_t self = getpid();
-  return owner.compare_exchange_strong(none, self) || none == self;
+  static std::atomic<bool> forked{false};  // not asked of getpid, which is a system call
+  static const int watching = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+  return watching == 0 && !forked.load(std::memory_order_relaxed);
 }
 
 void Barrier::wait(int64_t phase, int64_t shares) const {
