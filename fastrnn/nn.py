@@ -121,7 +121,7 @@ class LSTM(Layers, stock.LSTM):
             parameters, as in :class:`torch.nn.LSTM`. State_dicts are interchangeable.
 
     Dtypes: float32, float64, bfloat16 and float16 on the CPU. With 16-bit tensors gates, sums and states are float32;
-    bfloat16 layers multiply in bfloat16 where the CPU has AMX, else in float32 as well.
+    bfloat16 layers multiply in bfloat16 where the CPU has AMX or a fast AVX-512 BF16, else in float32 as well.
     Layers on other devices, with ``proj_size``, or of other dtypes are computed by torch's own engine:
     :func:`fastrnn.explain` tells.
 

@@ -38,6 +38,7 @@ ALL = pytest.mark.parametrize("cell", CELLS)
 DIRECTIONS = pytest.mark.parametrize("bidirectional", [False, True], ids=["forwards", "both"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 ROOT = Path(__file__).parent.parent
+ROUNDS = _ops.cpu_isa() in ("amx", "avx512bf16")  # the factors of bfloat16 layers
 
 
 def check(
@@ -51,7 +52,7 @@ def check(
     with one_thread():
         true, theirs = run(truth, problem.to(torch.float64), parts, frozen), run(measure, problem, parts, frozen)
     full, lean = (run(fast(tape), problem, parts, frozen) for tape in ("full", "lean"))
-    if "cells" in full and problem.x.dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
+    if "cells" in full and problem.x.dtype == torch.bfloat16 and ROUNDS:
         # float32, but of products of bfloat16: to be judged as what a layer returns of them, bfloat16.
         for found in (full, lean, theirs):
             found["cells"] = found["cells"].to(torch.bfloat16)
@@ -94,8 +95,8 @@ def test_cell_states_of_all_steps(bidirectional: bool, dtype: torch.dtype, layou
 @ALL
 def test_short_dtypes_are_storage(cell: str, bidirectional: bool, dtype: torch.dtype, layout: str) -> None:
     """What comes out is what float32 computes from the same numbers, rounded once, at the end."""
-    if dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
-        pytest.skip("bfloat16 is what AMX computes in; the other instruction sets are tested in processes of their own")
+    if dtype == torch.bfloat16 and ROUNDS:
+        pytest.skip("bfloat16 is what this one computes in; the others are tested in processes of their own")
     problem = draw(cell, bidirectional=bidirectional, dtype=dtype, layout=layout, reset=True, cells=True)
     for tape in ("full", "lean"):
         ours, wide = fast(tape)(problem), fast(tape)(problem.to(torch.float32))
@@ -108,8 +109,8 @@ def test_short_dtypes_are_storage(cell: str, bidirectional: bool, dtype: torch.d
 def test_short_dtypes_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
     """Y = relu(w x), a product that is exact in float32, for every x there is: ties, subnormals, infinities, NaN."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    if dtype == torch.bfloat16 and _ops.cpu_isa() == "amx":
-        x = x[(x.abs() >= torch.finfo(dtype).tiny * 2**40) | x.isnan() | (x == 0)]  # AMX has no subnormals
+    if dtype == torch.bfloat16 and ROUNDS:
+        x = x[(x.abs() >= torch.finfo(dtype).tiny * 2**40) | x.isnan() | (x == 0)]  # no subnormals there
     for width in (1, 16, 37):
         w = (torch.randn(width) * 2.0 ** torch.randint(-12, 3, (width,))).to(dtype)
         w[0] = 1
@@ -121,10 +122,10 @@ def test_short_dtypes_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
         assert torch.equal(y.nan_to_num(nan=-1), exact.nan_to_num(nan=-1))
 
 
-@pytest.mark.skipif(_ops.cpu_isa() != "amx", reason="what AMX does")
+@pytest.mark.skipif(not ROUNDS, reason="what AMX and AVX-512 BF16 do")
 @pytest.mark.parametrize("sizes", [(3, 1, 5, 11), (3, 16, 32, 16), (3, 17, 33, 48), (4, 33, 64, 70), (2, 65, 130, 129)])
 @ALL
-def test_amx_rounds_what_it_multiplies(cell: str, sizes: tuple[int, ...]) -> None:
+def test_short_factors_are_rounded(cell: str, sizes: tuple[int, ...]) -> None:
     """Step after step as float32 computes it from the state rounded to bfloat16: tiles of every size, whole and not."""
     problem = draw(cell, *sizes, dtype=torch.bfloat16, cells=True)
     y, h_n, c_n, cells = fast()(problem)
@@ -361,17 +362,17 @@ def other_process(code: list[str], isa: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.skipif("FASTRNN_CPU_ISA" in os.environ, reason="this is such a process, or the user's choice")
 @pytest.mark.parametrize("isa", _ops.cpu_isas()[1:])
 def test_other_instruction_sets(isa: str) -> None:
-    """A process has one instruction set: this file in another process has another."""
+    """A process has one instruction set: these files in another process have another."""
     found = other_process(["-c", "from fastrnn import _ops; print(_ops.cpu_isa())"], isa)
     assert found.stdout.strip() == isa
     chosen = [
         "-k",
-        "kind_of_layer or cell_states or short or sizes or saturat or strides",
+        "kind_of_layer or cell_states or short or sizes or saturat or strides or row_of_every_dtype",
         "-q",
         "-p",
         "no:cacheprovider",
     ]
-    tests = other_process(["-m", "pytest", "tests/test_engine.py", *chosen], isa)
+    tests = other_process(["-m", "pytest", "tests/test_engine.py", "tests/test_determinism.py", *chosen], isa)
     assert tests.returncode == 0, tests.stdout + tests.stderr
     assert " passed" in tests.stdout
 
@@ -391,7 +392,7 @@ for ask in asked * 2:
     try:
         ask()
     except RuntimeError as error:
-        assert "FASTRNN_CPU_ISA=sse9: expected amx, avx512, avx2 or base" in str(error), error
+        assert "FASTRNN_CPU_ISA=sse9: expected amx, avx512bf16, avx512, avx2 or base" in str(error), error
     else:
         raise AssertionError("not refused")
 print("refused", *_ops.cpu_isas())

@@ -3,7 +3,7 @@
 
 template <class C, class CellT>
 int64_t forward_panels_size_cell(int64_t H, int64_t K) {
-#ifdef FASTRNN_AMX
+#ifdef FASTRNN_BF16
   return forward_panels<C, CellT>(H) * tiles_size(kForwardVecs<C, CellT>, K);
 #else
   return forward_panels<C, CellT>(H) * kForwardVecs<C, CellT> * kLanes<C> * K;
@@ -12,15 +12,15 @@ int64_t forward_panels_size_cell(int64_t H, int64_t K) {
 
 template <class C, class CellT>
 void pack_forward_cell(const C* w, int64_t row, int64_t column, int64_t H, int64_t K, C* to) {
-#ifdef FASTRNN_AMX
-  constexpr int kVecs = kForwardVecs<C, CellT>;
+#ifdef FASTRNN_BF16
+  constexpr int64_t kVecs = kForwardVecs<C, CellT>, kStride = kVecs * kLanes<C>;
   const uint16_t* const weights = reinterpret_cast<const uint16_t*>(w);
-  for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p, to += tiles_size(kVecs, K)) {
-    for (int64_t block = 0; block < tile_blocks(K); ++block) {
+  for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p) {
+    for (int64_t k = 0; k < K; k += kTileFactors, to += kTilePairs * kStride) {
       for (int v = 0; v < kVecs; ++v) {
-        const int64_t unit = (p * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>, k = block * kTileFactors;
+        const int64_t unit = (p * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>;
         pack_tile_rows(weights + (v / CellT::kUnitVecs * H + unit) * row + k, row, lanes_at<C>(unit, H), K - k,
-                       reinterpret_cast<char*>(to) + (block * kVecs + v) * kTileBytes);
+                       to + v * kLanes<C>, kStride);
       }
     }
   }
@@ -82,7 +82,7 @@ void input_gradient(const Layer<C>& layer, int direction, int64_t lo, int64_t hi
   FASTRNN_FOR_CELL(layer.cell, (input_gradient_cell<C, CellT>(layer, direction, lo, hi)))
 }
 
-#ifdef FASTRNN_AMX
+#ifdef FASTRNN_BF16
 constexpr bool kBf16 = true;
 #else
 constexpr bool kBf16 = false;
@@ -104,7 +104,7 @@ constexpr Kernels<float> kernels_f32 = {
     backward<float>,
     input_gradient<float>,
 };
-#ifndef FASTRNN_AMX
+#ifndef FASTRNN_BF16
 constexpr Kernels<double> kernels_f64 = {
     kLanes<double>,
     false,

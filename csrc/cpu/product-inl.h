@@ -2,8 +2,9 @@
 // fused multiply-add at a time, whatever the tile, so a row's result depends neither on the rows beside it nor on who
 // computes it. Included once per instruction set inside FASTRNN_NS.
 //
-// A panel is kVecs vectors of columns: w[k][v][lane]. `Finish` says where a row's sums go: finish(sums, row, panel)
-// adds them to what they belong to, which finish.prefetch(row, panel) has asked for before the sums were computed.
+// A panel is kVecs vectors of columns: w[k][v][lane], a lane as `Lane` has it. `Finish` says where a row's sums go:
+// finish(sums, row, panel) adds them to what they belong to, which finish.prefetch(row, panel) has asked for before the
+// sums were computed.
 
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
@@ -11,23 +12,42 @@ constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
 constexpr int kRegisters = 8;  // of 16
 #endif
 
-// `ahead` is fetched alongside, a cache line a k: large weights come from the third-level cache, and the next panel
+// What a lane of a panel holds, and how the elements of a row meet it: here one weight for one element. Pairs of
+// bfloat16 are in dot-inl.h.
+template <class C>
+struct Whole {
+  using Element = C;                   // of the rows
+  static constexpr int kElements = 1;  // of a row, that meet one lane
+  static FASTRNN_INLINE Vec<C> column(const C* w, int) { return load(w); }
+  static FASTRNN_INLINE Vec<C> spread(C element) { return splat(element); }
+  static FASTRNN_INLINE Vec<C> add(Vec<C> element, Vec<C> column, Vec<C> sum) { return fma(element, column, sum); }
+};
+
+// Rows of which K elements count, from `offset` on.
+template <class C>
+struct Factor {
+  const C* const* rows;
+  int64_t n, offset, K;
+  FASTRNN_INLINE const C* row(int64_t i) const { return rows[i] + offset; }
+};
+
+// `ahead` is fetched alongside, a cache line a lane: large weights come from the third-level cache, and the next panel
 // should have arrived by the time its turn comes.
-template <class C, int R, int kVecs>
-FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64_t offset, int64_t K, const C* w,
-                               const C* ahead) {
-  const C* row[R];
-  for (int r = 0; r < R; ++r) row[r] = a[r] + offset;
-  for (int64_t k = 0; k < K; ++k, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
+template <class Lane, class C, int R, int kVecs>
+FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const typename Lane::Element* const (&row)[R], int64_t k,
+                               int64_t end, const C* w, const C* ahead) {
+  for (; k < end; k += Lane::kElements, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
     if constexpr (R >= 4) {
       __builtin_prefetch(ahead, 0, 2);
       for (int v = 0; v < kVecs; ++v) __builtin_prefetch(w + (8 * kVecs + v) * kLanes<C>, 0, 3);
     }
-    Vec<C> column[kVecs];
-    for (int v = 0; v < kVecs; ++v) column[v] = load(w + v * kLanes<C>);
-    for (int r = 0; r < R; ++r) {
-      const Vec<C> factor = splat(row[r][k]);
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(factor, column[v], acc[r][v]);
+    for (int e = 0; e < Lane::kElements && k + e < end; ++e) {
+      Vec<C> column[kVecs];
+      for (int v = 0; v < kVecs; ++v) column[v] = Lane::column(w + v * kLanes<C>, e);
+      for (int r = 0; r < R; ++r) {
+        const Vec<C> element = Lane::spread(row[r][k + e]);
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = Lane::add(element, column[v], acc[r][v]);
+      }
     }
   }
 }
@@ -36,48 +56,42 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const C* const* a, int64
 // block starts from zero.
 constexpr int64_t kBlock = 64;
 
-template <class C, int R, int kVecs, class Finish>
-__attribute__((noinline)) void tile(const C* const* a, int64_t offset, int64_t K, const C* w, const C* next,
-                                    int64_t row, int64_t panel, const Finish& finish) {
-  constexpr int64_t kStride = kVecs * kLanes<C>;
-  // The first kVecs tiles of a panel fetch one line of every k of the next one each; later tiles find it there.
-  const C* ahead = next + (row / R < kVecs ? row / R : kVecs - 1) * kLanes<C>;
-  for (int r = 0; r < R; ++r) finish.prefetch(row + r, panel);
+template <class Lane, class C, int R, int kVecs, class A, class Finish>
+__attribute__((noinline)) void tile(const A& a, const C* w, const C* next, int64_t first, int64_t panel,
+                                    const Finish& finish) {
+  // The first kVecs tiles of a panel fetch one line of every lane of the next one each; later tiles find it there.
+  const C* ahead = next + (first / R < kVecs ? first / R : kVecs - 1) * kLanes<C>;
+  for (int r = 0; r < R; ++r) finish.prefetch(first + r, panel);
+  const typename Lane::Element* row[R];
+  for (int r = 0; r < R; ++r) row[r] = a.row(first + r);
   Vec<C> sum[R][kVecs] = {};
-  accumulate<C, R, kVecs>(sum, a + row, offset, K < kBlock ? K : kBlock, w, ahead);
-  for (int64_t k = kBlock; k < K; k += kBlock) {
+  accumulate<Lane, C, R, kVecs>(sum, row, 0, a.K < kBlock ? a.K : kBlock, w, ahead);
+  for (int64_t k = kBlock; k < a.K; k += kBlock) {
+    const int64_t at = k / Lane::kElements * kVecs * kLanes<C>;
     Vec<C> acc[R][kVecs] = {};
-    accumulate<C, R, kVecs>(acc, a + row, offset + k, k + kBlock < K ? kBlock : K - k, w + k * kStride,
-                            ahead + k * kStride);
+    accumulate<Lane, C, R, kVecs>(acc, row, k, k + kBlock < a.K ? k + kBlock : a.K, w + at, ahead + at);
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < kVecs; ++v) sum[r][v] = sum[r][v] + acc[r][v];
     }
   }
-  for (int r = 0; r < R; ++r) finish(sum[r], row + r, panel);
+  for (int r = 0; r < R; ++r) finish(sum[r], first + r, panel);
 }
 
 // A tile of n rows, n <= R.
-template <class C, int R, int kVecs, class Finish>
-FASTRNN_INLINE void tile_of(int64_t n, const C* const* a, int64_t offset, int64_t K, const C* w, const C* next,
-                            int64_t row, int64_t panel, const Finish& finish) {
+template <class Lane, class C, int R, int kVecs, class A, class Finish>
+FASTRNN_INLINE void tile_of(int64_t n, const A& a, const C* w, const C* next, int64_t first, int64_t panel,
+                            const Finish& finish) {
   if constexpr (R > 0) {
-    if (n == R) return tile<C, R, kVecs>(a, offset, K, w, next, row, panel, finish);
-    tile_of<C, R - 1, kVecs>(n, a, offset, K, w, next, row, panel, finish);
+    if (n == R) return tile<Lane, C, R, kVecs>(a, w, next, first, panel, finish);
+    tile_of<Lane, C, R - 1, kVecs>(n, a, w, next, first, panel, finish);
   }
 }
 
-// A factor: rows of which K elements count, from `offset` on.
-template <class C>
-struct Factor {
-  const C* const* rows;
-  int64_t n, offset, K;
-};
-
-// The factor times panels [p0, p1) of w (`apart` elements apart), in tiles of about the same number of rows: a last
-// tile of one or two would read the panel for little work. Step after step reads the same weights; where they do not
-// fit the cache, going through them back and forth finds the half there that was read last.
-template <class C, int kVecs, class Finish>
-void product(const Factor<C>& a, const C* w, int64_t apart, int64_t p0, int64_t p1, bool back, const Finish& finish) {
+// The rows of `a` times panels [p0, p1) of w (`apart` elements apart), in tiles of about the same number of rows: a
+// last tile of one or two would read the panel for little work. Step after step reads the same weights; where they do
+// not fit the cache, going through them back and forth finds the half there that was read last.
+template <class Lane, class C, int kVecs, class A, class Finish>
+void product(const A& a, const C* w, int64_t apart, int64_t p0, int64_t p1, bool back, const Finish& finish) {
   constexpr int64_t kMost = kRegisters / kVecs;
   const int64_t tiles = (a.n + kMost - 1) / kMost;
   for (int64_t i = 0; i < p1 - p0; ++i) {
@@ -85,7 +99,7 @@ void product(const Factor<C>& a, const C* w, int64_t apart, int64_t p0, int64_t 
     const C *panel = w + p * apart, *next = i + 1 == p1 - p0 ? panel : back ? panel - apart : panel + apart;
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
       const int64_t n = (a.n - row + tiles - j - 1) / (tiles - j);
-      tile_of<C, kMost, kVecs>(n, a.rows, a.offset, a.K, panel, next, row, p, finish);
+      tile_of<Lane, C, kMost, kVecs>(n, a, panel, next, row, p, finish);
       row += n;
     }
   }
@@ -137,7 +151,7 @@ struct Runs {
 // What of a factor's rows is used at a time, so that those of a whole batch stay in the second-level cache.
 constexpr int64_t kDepth = 1024;
 
-#ifndef FASTRNN_AMX
+#ifndef FASTRNN_BF16
 // out (+)= rows times plain panels [p0, p1).
 template <class C>
 void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
@@ -146,7 +160,7 @@ void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w
   for (int64_t k = 0; k < runs.K + runs.K2;) {
     const int64_t end = k < runs.K ? runs.K : runs.K + runs.K2, K = end - k < kDepth ? end - k : kDepth;
     const Factor<C> part{rows, n, k < runs.K ? k : k - runs.K + runs.second, K};
-    product<C, kPlainVecs>(part, w + k * kStride, (runs.K + runs.K2) * kStride, p0, p1, back, out);
+    product<Whole<C>, C, kPlainVecs>(part, w + k * kStride, (runs.K + runs.K2) * kStride, p0, p1, back, out);
     out.add = true;
     k += K;
   }
@@ -278,7 +292,7 @@ void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t
   }
 }
 
-#ifndef FASTRNN_AMX
+#ifndef FASTRNN_BF16
 template <class C>
 void pack_plain(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to) {
   constexpr int64_t kStride = kPlainVecs * kLanes<C>;

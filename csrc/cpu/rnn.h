@@ -148,8 +148,8 @@ struct Isa {
   const Kernels<float>* bf16;  // for layers of bfloat16; null: those are computed as float
 };
 
-extern const Isa isa_base, isa_avx2, isa_avx512, isa_amx;
-extern const Kernels<float> avx512_f32;  // amx computes all but bfloat16 as avx512 does
+extern const Isa isa_base, isa_avx2, isa_avx512, isa_avx512bf16, isa_amx;
+extern const Kernels<float> avx512_f32;  // amx and avx512bf16 compute all but bfloat16 as avx512 does
 extern const Kernels<double> avx512_f64;
 
 // The instruction set in use: the best supported, or FASTRNN_CPU_ISA. Throws std::runtime_error for an unknown or

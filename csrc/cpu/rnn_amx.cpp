@@ -19,6 +19,7 @@
 #endif
 #define FASTRNN_NS amx
 #define FASTRNN_VECTOR_BYTES 64
+#define FASTRNN_BF16
 #define FASTRNN_AMX
 #include "cpu/variant.h"
 #if defined(__clang__)
@@ -30,9 +31,7 @@
 namespace fastrnn::cpu {
 namespace {
 bool supported() {
-  if (!isa_avx512.supported()) return false;
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("amx-bf16")) return false;
+  if (!isa_avx512bf16.supported() || !__builtin_cpu_supports("amx-bf16")) return false;
   // Linux gives the tile registers only to processes that ask.
   constexpr long kRequest = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;

@@ -125,12 +125,13 @@ struct Block {
 template <class C, class CellT, class Finish>
 void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const C* w, bool back,
                      const Finish& finish) {
-#ifdef FASTRNN_AMX
+#ifdef FASTRNN_BF16
   tile_product<kForwardVecs<C, CellT>>(tile_rows(a, rows, Runs{K}), w, share.panel0, share.panel1, back, finish);
 #else
   if (share.layer.packed) {
     constexpr int kVecs = kForwardVecs<C, CellT>;
-    product<C, kVecs>({a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back, finish);
+    product<Whole<C>, C, kVecs>(Factor<C>{a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back,
+                                finish);
     return;
   }
   constexpr int kVecs = kForwardVecs<C, CellT>;

@@ -11,8 +11,13 @@ namespace {
 #include "cpu/half-inl.h"
 //
 #include "cpu/product-inl.h"
+#ifdef FASTRNN_BF16
+#include "cpu/bf16-inl.h"
+#endif
 #ifdef FASTRNN_AMX
 #include "cpu/amx-inl.h"
+#elif defined(FASTRNN_BF16)
+#include "cpu/dot-inl.h"
 #endif
 //
 #include "cpu/cells-inl.h"
