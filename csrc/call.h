@@ -79,6 +79,7 @@ struct Call {
   std::vector<Tensor> weights;  // per direction: w_ih, w_hh, or w_ih, w_hh, b_ih, b_hh
   int directions;
   bool bias, packed, padded;
+  bool half_weights;  // x, states and biases are float, w_ih and w_hh are bfloat16
   OptionalTensor reset;
   int64_t T, B, I, H, N;  // N: stored rows
   std::vector<int64_t> alive, order, first, compact;
@@ -104,11 +105,12 @@ struct Call {
     I = x.size(-1);
     H = weights[1].size(1);
     const int64_t rows = cpu::gate_count(cell) * H;
+    half_weights = x.scalar_type() == ScalarType::Float && weights[1].scalar_type() == ScalarType::BFloat16;
     for (size_t i = 0; i < weights.size(); ++i) {
       static const char* const kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
       const size_t kind = i % (weights.size() / directions);
       check_sizes(kNames[kind], weights[i], kind == 0 ? Sizes{rows, I} : kind == 1 ? Sizes{rows, H} : Sizes{rows});
-      check_dtype(kNames[kind], weights[i], x.scalar_type());
+      check_dtype(kNames[kind], weights[i], half_weights && kind < 2 ? ScalarType::BFloat16 : x.scalar_type());
     }
     if (packed) {
       read_batch_sizes(*batch_sizes);

@@ -320,6 +320,7 @@ BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTenso
   const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   const Tape kind = parse_tape(tape_kind);
   STD_TORCH_CHECK(kind != Tape::kNone, "tape: expected full or lean in backward, got none");
+  STD_TORCH_CHECK(!call.half_weights, "w_ih: expected Float in backward, got BFloat16");
   const int64_t D = call.directions, H = call.H;
   const bool has_c = cpu::has_c(call.cell), gated = cpu::gate_count(call.cell) > 1;
   check_sizes("y", y, call.rows_of(D * H));

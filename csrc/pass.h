@@ -32,6 +32,7 @@ struct Pass {
     layer.plan = cpu::make_plan(
         cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C), backward, threads));
     layer.packed = c.T > 1 || kernels.bf16;
+    layer.half_weights = c.weights[1].scalar_type() == ScalarType::BFloat16 && !kernels.bf16;
     layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
     split_rows();
     layer.seq = {c.T, c.B, c.alive.data(), c.order.data(), c.first.data(), c.compact.data(), row_start.data()};
@@ -94,32 +95,62 @@ struct Pass {
 
   const C* state(const OptionalTensor& t, int d) { return t ? values(*t) + d * call.B * call.H : nullptr; }
 
-  Tensor weight(size_t i) const {
-    const Tensor& w = call.weights[i];
-    return kernels.bf16 ? torch::stable::contiguous(w) : as(w, kScalar<C>);
+  // A weight to be packed, in elements of C.
+  struct Matrix {
+    const C* data;
+    int64_t row, column;
+  };
+
+  Matrix whole(const Tensor& w) {
+    kept.push_back(kernels.bf16 ? torch::stable::contiguous(w) : as(w, kScalar<C>));
+    return {static_cast<const C*>(kept.back().const_data_ptr()), kept.back().stride(0), kept.back().stride(1)};
+  }
+
+  // Half weights, whose elements are pairs: the last one of an odd number is beside a zero.
+  Matrix pairs(const Tensor& w) {
+    const int64_t n = w.size(0), K = w.size(1), even = K + K % 2;
+    const uint16_t* from = halves(w);
+    if (K < even || reinterpret_cast<uintptr_t>(from) % sizeof(C) != 0) {
+      uint16_t* const to = static_cast<uint16_t*>(Workspace::take(n * even * int64_t{sizeof(uint16_t)}));
+      for (int64_t i = 0; i < n; ++i) {
+        uint16_t* const end = std::copy(from + i * K, from + (i + 1) * K, to + i * even);
+        if (K < even) *end = 0;
+      }
+      from = to;
+    }
+    return {reinterpret_cast<const C*>(from), even / 2, 1};
+  }
+
+  const uint16_t* halves(const Tensor& w) {
+    kept.push_back(torch::stable::contiguous(w));
+    return static_cast<const uint16_t*>(kept.back().const_data_ptr());
   }
 
   // Pack what this pass needs of the weights; the products of one direction are packed side by side.
   void pack(bool forward, bool backward, bool need_x) {
     struct Item {
-      Tensor w;
+      Matrix w;
       int64_t n, K;
       bool transposed;
       const C** to;
     };
     std::vector<Item> items;
     const int64_t gates = cpu::gate_count(call.cell), each = call.weights.size() / call.directions;
+    const auto add_forward = [&](const Tensor& w, int64_t K, const C** to) {
+      if (layer.packed) {
+        items.push_back(layer.half_weights ? Item{pairs(w), call.H, (K + 1) / 2, false, to}
+                                           : Item{whole(w), call.H, K, false, to});
+      } else {
+        *to = layer.half_weights ? reinterpret_cast<const C*>(halves(w)) : values(w);
+      }
+    };
     for (int d = 0; d < call.directions; ++d) {
       cpu::Weights<C>& w = layer.dir[d].weights;
-      const Tensor w_ih = weight(d * each), w_hh = weight(d * each + 1);
-      if (forward && layer.packed) {
-        items.push_back({w_ih, call.H, call.I, false, &w.w_ih});
-        items.push_back({w_hh, call.H, call.H, false, &w.w_hh});
-      } else if (forward) {
-        w.w_ih = values(w_ih), w.w_hh = values(w_hh);
-      }
-      if (backward) items.push_back({w_hh, call.H, gates * call.H, true, &w.w_hh_t});
-      if (backward && need_x) items.push_back({w_ih, call.I, gates * call.H, true, &w.w_ih_t});
+      const Tensor &w_ih = call.weights[d * each], &w_hh = call.weights[d * each + 1];
+      if (forward) add_forward(w_ih, call.I, &w.w_ih);
+      if (forward) add_forward(w_hh, call.H, &w.w_hh);
+      if (backward) items.push_back({whole(w_hh), call.H, gates * call.H, true, &w.w_hh_t});
+      if (backward && need_x) items.push_back({whole(w_ih), call.I, gates * call.H, true, &w.w_ih_t});
       if (forward) w.bias = bias(d * each);
     }
     for (Item& item : items) {
@@ -129,13 +160,11 @@ struct Pass {
     parallel(items.size(), [&](int64_t lo, int64_t hi) {
       for (int64_t i = lo; i < hi; ++i) {
         const Item& item = items[i];
-        const C* w = static_cast<const C*>(item.w.const_data_ptr());
         C* to = const_cast<C*>(*item.to);
-        const int64_t row = item.w.stride(0), column = item.w.stride(1);
         if (item.transposed) {
-          kernels.pack_plain(w, row, column, item.n, item.K, to);
+          kernels.pack_plain(item.w.data, item.w.row, item.w.column, item.n, item.K, to);
         } else {
-          kernels.pack_forward(call.cell, w, row, column, item.n, item.K, to);
+          kernels.pack_forward(call.cell, item.w.data, item.w.row, item.w.column, item.n, item.K, to);
         }
       }
     });

@@ -26,7 +26,8 @@ void step_of(const cpu::Kernels<C>& kernels, const Step& step) {
 
   cpu::Layer<C> layer;
   layer.plan = cpu::make_plan(cpu::problem_of(step.cell, {1, B, I, H}, 1, kernels.lanes, sizeof(C), false, threads));
-  layer.cell = step.cell, layer.I = I, layer.H = H, layer.packed = false;
+  layer.cell = step.cell, layer.I = I, layer.H = H;
+  layer.packed = false, layer.half_weights = step.half_weights;
   const int64_t alive[] = {B}, first[] = {0}, compact[] = {0, B};
   int64_t* const order = workspace<int64_t>(B);
   for (int64_t b = 0; b < B; ++b) order[b] = b;

@@ -125,6 +125,29 @@ def sizes(
             raise RuntimeError(f"Expected {which} size {expected}, got {list(s.shape)}")
 
 
+def half_weights(x: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether the layer computes in float32 with weights that are bfloat16; autocast makes any other mix one dtype."""
+    return (
+        x.dtype == torch.float32
+        and params[0].dtype == torch.bfloat16
+        and _weights_alone_are_bfloat16(params)
+        and not autocast_enabled(x.device.type)
+    )
+
+
+def _weights_alone_are_bfloat16(params: Sequence[Tensor]) -> bool:
+    return all(p is not None and p.dtype == (torch.bfloat16 if p.dim() == 2 else torch.float32) for p in params)
+
+
+def inference(x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """No gradients are to be recorded."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params)):
+        raise NotImplementedError(
+            "fastrnn: bfloat16 weights with float32 activations are for inference, and have no gradients. Call the "
+            "layer under torch.no_grad(), or convert it back: fastrnn.revert(model) makes its weights float32 again"
+        )
+
+
 def lengths(given: Tensor | Sequence[int] | None, steps: int, batch: int, batched: bool) -> Tensor | None:
     """``lengths=`` as an int64 CPU tensor ``(B,)`` with values in ``1..T``."""
     if given is None:
@@ -228,7 +251,8 @@ def _same_device_and_dtype(
             f"tensor at {weight.device}"
         )
     autocast = autocast_enabled(x.device.type)
-    if x.dtype != weight.dtype and not autocast:
+    mixed = (x.dtype == torch.float32 or autocast) and _weights_alone_are_bfloat16(params)
+    if x.dtype != weight.dtype and not autocast and not mixed:
         raise wrong_dtype(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
             f"input.to({weight.dtype}), or convert model: model.to({x.dtype})"
@@ -244,7 +268,7 @@ def _same_device_and_dtype(
     for i, p in enumerate(params):
         if p is None:
             raise TypeError(f"expected Tensor as element {i} in argument 2, but got NoneType")
-        if p.device != weight.device or p.dtype != weight.dtype:
+        if p.device != weight.device or (p.dtype != weight.dtype and not mixed):
             raise RuntimeError(
                 f"Expected every parameter to be {weight.dtype} on {weight.device}, got {p.dtype} on {p.device}"
             )

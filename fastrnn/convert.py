@@ -1,13 +1,13 @@
 """Putting fastrnn's layers in the place of torch.nn's: in a model that exists, or in every one built from now on."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch.jit import ScriptModule
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.nn.modules import rnn as stock
 
 from fastrnn import _validate, nn
@@ -23,7 +23,7 @@ STOCK: dict[type[Module], type[Module]] = {cls: cls.stock_class for cls in nn.CL
 NAMESPACES = (torch.nn, torch.nn.modules)
 
 
-def convert(model: M, *, tape: str | None = None) -> M:
+def convert(model: M, *, tape: str | None = None, weight_dtype: torch.dtype | None = None) -> M:
     """Turn every ``torch.nn`` RNN, LSTM, GRU and cell of a model into fastrnn's, in place.
 
     Nothing but the class of these layers changes: parameters (the very same objects, so an optimizer goes on with
@@ -37,17 +37,28 @@ def convert(model: M, *, tape: str | None = None) -> M:
     Tools that look for torch.nn's exact classes, such as ``torch.ao.quantization.quantize_dynamic``, need
     :func:`revert` first.
 
+    With ``weight_dtype=torch.bfloat16`` the weights are stored in half the memory, for inference. Inputs, states,
+    biases and sums stay float32, and results are those of float32 with rounded weights: each weight is off by 2^-8 of
+    itself at most; the output of a random LSTM (H from 64 to 1024, 100 steps) by 0.2 % of its root mean square, and no
+    value by more than 0.003. The weights become new Parameters that require no gradient, and a call that is to record
+    gradients (for the input, a state or a bias) raises an error: it belongs under ``torch.no_grad()``. State_dicts are
+    loaded both ways; into bfloat16 they are rounded.
+
     Args:
         model: a module, or a layer itself. Wrappers such as ``DistributedDataParallel`` are looked into.
         tape: if given, set on every layer, those included that were fastrnn's before: ``"full"`` or ``"lean"``
             (:class:`fastrnn.LSTM`).
+        weight_dtype: ``torch.bfloat16`` to round the weights of every layer, those included that were fastrnn's before.
+            None leaves them as they are.
 
     Returns:
         ``model``.
 
     Raises:
         TypeError: ``model`` is not a :class:`torch.nn.Module`.
-        ValueError: there is no such ``tape``.
+        ValueError: there is no such ``tape`` or ``weight_dtype``; a layer to be rounded is not float32; its weights are
+            computed from others (parametrizations, pruning).
+        NotImplementedError: a layer to be rounded has ``proj_size``.
 
     Examples::
 
@@ -61,12 +72,17 @@ def convert(model: M, *, tape: str | None = None) -> M:
     """
     if tape is not None:
         _validate.tape(tape)
+    rounded = [] if weight_dtype is None else _to_round(model, weight_dtype)
     _, left = _swap(model, FAST)
     _warn("convert", {name: module for name, module in left.items() if not isinstance(module, nn.Fast)})
     if tape is not None:
         for module in model.modules():
             if isinstance(module, nn.Layers):
                 module.tape = tape
+    if weight_dtype is not None:
+        _recast(rounded, weight_dtype)
+        for layer in rounded:
+            layer.weight_dtype = weight_dtype  # type: ignore[assignment]
     return model
 
 
@@ -74,7 +90,8 @@ def revert(model: M) -> M:
     """Turn fastrnn's layers of a model into ``torch.nn``'s again, in place: the inverse of :func:`convert`.
 
     User subclasses of fastrnn's classes, and layers whose ``forward`` was replaced, are left alone and named in one
-    :class:`UserWarning`.
+    :class:`UserWarning`. Weights that :func:`convert` made bfloat16 are float32 again: as they were rounded, and still
+    not requiring a gradient.
 
     Args:
         model: a module, or a layer itself.
@@ -91,6 +108,7 @@ def revert(model: M) -> M:
         <class 'torch.nn.modules.rnn.GRU'>
     """
     swapped, left = _swap(model, STOCK)
+    _recast([module for module in swapped if module.__dict__.pop("weight_dtype", None) is not None])
     for module in swapped:
         module.__dict__.pop("tape", None)
     _warn("revert", {name: module for name, module in left.items() if isinstance(module, nn.Fast)})
@@ -185,6 +203,48 @@ def _swap(model: Module, table: Mapping[type[Module], type[Module]]) -> tuple[li
             module.__class__ = nn.rebase(type(module), table[cls])
             swapped.append(module)
     return swapped, left
+
+
+def _weights(layer: Module) -> dict[str, Parameter | None]:
+    """The weight matrices of a layer by name; None where one is no parameter but computed."""
+    names = layer._flat_weights_names if isinstance(layer, stock.RNNBase) else ("weight_ih", "weight_hh")
+    return {name: layer._parameters.get(name) for name in names if name.startswith("weight")}
+
+
+def _to_round(model: Module, dtype: torch.dtype) -> list[Module]:
+    """The layers of a model whose weights :func:`convert` is to round, once all of them can be."""
+    if dtype != torch.bfloat16:
+        raise ValueError(f"weight_dtype: expected torch.bfloat16 or None, got {dtype!r}")
+    found = []
+    for name, layer in recurrent_layers(model).items():
+        if nn.has_own_forward(layer) or (why_left(layer) is not None and not isinstance(layer, nn.Fast)):
+            continue
+        if getattr(layer, "proj_size", 0):
+            raise NotImplementedError("fastrnn: weight_dtype is not supported together with proj_size")
+        weights, others = _weights(layer), set(layer._parameters) - set(_weights(layer))
+        if None in weights.values():
+            raise ValueError(f"weight_dtype: the weights of {name or 'the layer'} are computed from other tensors")
+        before = {weight.dtype for weight in weights.values() if weight is not None}
+        rest = {p.dtype for key in others if (p := layer._parameters[key]) is not None}
+        if before == {dtype} and rest <= {torch.float32} and getattr(layer, "weight_dtype", None) == dtype:
+            continue
+        if before | rest != {torch.float32}:
+            got = ", ".join(sorted(map(str, before | rest)))
+            raise ValueError(f"weight_dtype: expected {name or 'the layer'} to be torch.float32, got {got}")
+        found.append(layer)
+    return found
+
+
+def _recast(layers: Sequence[Module], dtype: torch.dtype | None = None) -> None:
+    """Give the layers weights of another dtype (None: that of their biases); those that were shared still are."""
+    cast: dict[Parameter, Parameter] = {}
+    for layer in layers:
+        biases = [p for name, p in layer._parameters.items() if name.startswith("bias") and p is not None]
+        wanted = dtype or (biases[0].dtype if biases else torch.float32)
+        for name, weight in _weights(layer).items():
+            if weight is not None:
+                new = Parameter(weight.detach().to(wanted), requires_grad=False)
+                setattr(layer, name, cast.setdefault(weight, new))
 
 
 def _warn(caller: str, left: Mapping[str, Module]) -> None:

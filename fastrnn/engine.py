@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
+from fastrnn import _validate
+
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SINGLE_ROWS = 16  # up to here a step without gradients is faster in the C++ engine (measured for H from 128 to 512)
@@ -46,7 +48,7 @@ def plan(
     Args:
         cell: a key of :data:`fastrnn.reference.CELLS`.
         x: the layer's input; device and dtype decide.
-        weights: the layer's weights.
+        weights: the layer's weights; where they are bfloat16 and ``x`` is float32, torch cannot take both.
         beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
             None. It keeps the torch engine out.
         proj_size: the LSTM's projection; the C++ engine has none.
@@ -57,12 +59,16 @@ def plan(
     Raises:
         NotImplementedError: nothing can compute it.
     """
+    half_weights = _validate.half_weights(x, weights)
     why = _why_not_cpu(x, weights, proj_size)
     if why is None and beyond_torch is None and x.dtype in (torch.float32, torch.float64) and single:
-        why = _why_torch_is_faster(single, trains)
+        why = None if half_weights else _why_torch_is_faster(single, trains)
     if why is None:
-        return Plan("cpu", "C++", "a CPU tensor of a dtype that the C++ engine takes")
-    if beyond_torch is None and why is not FORWARD_MODE:
+        also = ", with bfloat16 weights" if half_weights else ""
+        return Plan("cpu", "C++", f"a CPU tensor of a dtype that the C++ engine takes{also}")
+    if half_weights:
+        why = f"{why}; the bfloat16 weights are widened to float32"
+    if beyond_torch is None and not why.startswith(FORWARD_MODE):
         return Plan("torch", f"torch.nn's own {cell}", why)
     if proj_size:
         with_what = f"{beyond_torch}=" if beyond_torch is not None else "forward-mode differentiation"

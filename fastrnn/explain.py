@@ -145,7 +145,8 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
         return Plan("torch", "TorchScript", f"not converted: {why}")
     stack, params = _stack(layer)
     if isinstance(layer, nn.Fast):
-        plan = functional.plan_stack(stack, params[0], params, None, False)
+        x = params[0] if layer.weight_dtype is None else params[0][:0].float()
+        plan = functional.plan_stack(stack, x, params, None, False)
         doubt = f"{why}, so by its parameters alone" if why else "not called with these inputs" if called else None
         return plan if doubt is None else replace(plan, reason=f"{plan.reason} ({doubt})")
     kernel = "a forward of its own" if nn.has_own_forward(layer) else f"torch.nn's own {stack.cell}"

@@ -45,7 +45,8 @@ def lstm(
     Args:
         input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` for one sequence; or a
             :class:`~torch.nn.utils.rnn.PackedSequence`. float32, float64, bfloat16 or float16 (gates,
-            sums and states of 16-bit layers are float32).
+            sums and states of 16-bit layers are float32); all other tensors are of the same dtype, except that, without
+            gradients, ``w_ih`` and ``w_hh`` may be bfloat16 where all else is float32.
         hx: ``(h0, c0)``, each ``(num_layers*D, B, H)`` (``(num_layers*D, H)`` for one sequence), or None for zeros.
         params: ``w_ih (4*H, I), w_hh (4*H, H)`` and, with ``bias``, ``b_ih, b_hh (4*H)``, for every layer and direction
             in the order of :class:`torch.nn.LSTM`'s state_dict; gates in the order ``i, f, g, o``.
@@ -258,6 +259,9 @@ def _stack(
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
     _validate.sizes(stack, x, batch_sizes, state, params)
+    half_weights = _validate.half_weights(x, params)
+    if half_weights:
+        _validate.inference(x, state, params)
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     if not packed:
@@ -271,6 +275,8 @@ def _stack(
     single = batch if steps == 1 and not packed and lengths_ is None and stack.cell != "lstm" else 0
     trains = bool(single) and wants_gradients(x, *state, *params)
     chosen = plan_stack(stack, x, params, reset, return_cells, single, trains)
+    if half_weights and chosen.engine != "cpu":
+        params = [p.to(x.dtype) for p in params]
     run = _torch_layers if chosen.engine == "torch" else _layers
     sequences = _Batch(x, batch_sizes, lengths_, reset)
     y, state, cells = run(chosen, stack, sequences, state, params, return_cells)
@@ -402,14 +408,19 @@ def _step(
         b_hh = torch.zeros_like(b_ih)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
     _validate.cell_sizes(cell, x, state, params)
+    half_weights = _validate.half_weights(x, params)
+    if half_weights:
+        _validate.inference(x, state, params)
     trains = wants_gradients(x, *state, *params)
     chosen = plan(cell, x, params, beyond_torch=None, single=x.shape[0], trains=trains)
+    if half_weights and chosen.engine != "cpu":
+        params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
         if not state:
             zeros = x.new_zeros(x.shape[0], w_hh.shape[1])
             state = (zeros, zeros) if CELLS[cell].has_c else (zeros,)
         given = state if CELLS[cell].has_c else state[0]
-        after = getattr(_VF, f"{cell}_cell")(x, given, w_ih, w_hh, b_ih, b_hh)
+        after = getattr(_VF, f"{cell}_cell")(x, given, *params)
         after = (after,) if isinstance(after, Tensor) else after
         return tuple(s if batched else s.squeeze(0) for s in after)
     sequences = _Batch(x.unsqueeze(0), None, None, None)

@@ -8,6 +8,7 @@ by name at every call, so whatever puts other tensors in their place (parametriz
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, overload
 
+import torch
 import torch.fx
 from torch import Tensor
 from torch.nn import Module
@@ -51,6 +52,7 @@ class Fast(Module):
     """What fastrnn's layers and cells share."""
 
     stock_class: ClassVar[type[Module]]
+    weight_dtype: torch.dtype | None = None  # what fastrnn.convert was given
 
     def _node(self, input: Any, hx: Any, **others: Any) -> Any:
         """For ``torch.fx.symbolic_trace``: one node, as it makes of torch.nn's layers."""
@@ -61,6 +63,11 @@ class Fast(Module):
         """For ``torch.jit.script``: torch.nn's counterpart with the very same parameters, buffers and hooks."""
         if has_own_forward(self):
             return self  # to be scripted as it stands
+        if self.weight_dtype is not None:
+            raise NotImplementedError(
+                "fastrnn: torch.jit.script compiles torch.nn's layer, which cannot compute in float32 with bfloat16 "
+                "weights: fastrnn.revert(model) makes them float32 again"
+            )
         counterpart = Module.__new__(rebase(type(self), self.stock_class))
         counterpart.__dict__ = {k: v for k, v in self.__dict__.items() if k != "tape"}
         if isinstance(counterpart, stock.RNNBase):
@@ -122,6 +129,7 @@ class LSTM(Layers, stock.LSTM):
 
     Dtypes: float32, float64, bfloat16 and float16 on the CPU. With 16-bit tensors gates, sums and states are float32;
     bfloat16 layers multiply in bfloat16 where the CPU has AMX or a fast AVX-512 BF16, else in float32 as well.
+    For inference, the weights alone may be bfloat16: ``fastrnn.convert(model, weight_dtype=torch.bfloat16)``.
     Layers on other devices, with ``proj_size``, or of other dtypes are computed by torch's own engine:
     :func:`fastrnn.explain` tells.
 

@@ -100,6 +100,7 @@ struct Layer {
   Sequences seq;
   Plan plan;
   bool packed = true;  // forward weights: panels, or else the rows of w_ih and w_hh as torch has them, contiguous
+  bool half_weights = false;  // they are bfloat16 where C is float: panels of pairs, [panel][k / 2][vector][lane]
   void (*load)(const void* from, C* to, int64_t n) = nullptr;
   void (*store)(const C* from, void* to, int64_t n) = nullptr;
   Rows<const char> x;  // storage

@@ -120,20 +120,11 @@ struct Block {
   int64_t n = 0;
 };
 
-// Rows times forward weights, panels [panel0, panel1) of the share. Of a single step the weights are read as they lie:
-// to pack them would take longer than to use them once.
-template <class C, class CellT, class Finish>
-void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const C* w, bool back,
-                     const Finish& finish) {
-#ifdef FASTRNN_BF16
-  tile_product<kForwardVecs<C, CellT>>(tile_rows(a, rows, Runs{K}), w, share.panel0, share.panel1, back, finish);
-#else
-  if (share.layer.packed) {
-    constexpr int kVecs = kForwardVecs<C, CellT>;
-    product<Whole<C>, C, kVecs>(Factor<C>{a, rows, 0, K}, w, K * kVecs * kLanes<C>, share.panel0, share.panel1, back,
-                                finish);
-    return;
-  }
+#ifndef FASTRNN_BF16
+// Rows times forward weights as they lie, panels [panel0, panel1) of the share.
+template <class C, class CellT, class W, class Finish>
+void unpacked_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const W* w,
+                      const Finish& finish) {
   constexpr int kVecs = kForwardVecs<C, CellT>;
   const int64_t H = share.layer.H;
   for (int64_t panel = share.panel0; panel < share.panel1; ++panel) {
@@ -143,7 +134,7 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
         const int64_t unit = (panel * CellT::kUnitVecs + v % CellT::kUnitVecs) * kLanes<C>;
         const int lanes = lanes_at<C>(unit, H);
         if (lanes == 0) continue;
-        const C* const weights = w + (v / CellT::kUnitVecs * H + unit) * K;
+        const W* const weights = w + (v / CellT::kUnitVecs * H + unit) * K;
         Vec<C> found[2] = {};
         if (row + 1 < rows) {
           dots<C, 2>(a + row, weights, K, lanes, found);
@@ -155,6 +146,28 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
       for (int64_t r = row; r < rows && r < row + 2; ++r) finish(sum[r - row], r, panel);
     }
   }
+}
+#endif
+
+// Rows times forward weights, panels [panel0, panel1) of the share. Of a single step the weights are read as they lie:
+// to pack them would take longer than to use them once.
+template <class C, class CellT, class Finish>
+void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t rows, int64_t K, const C* w, bool back,
+                     const Finish& finish) {
+  constexpr int kVecs = kForwardVecs<C, CellT>;
+#ifdef FASTRNN_BF16
+  tile_product<kVecs>(tile_rows(a, rows, Runs{K}), w, share.panel0, share.panel1, back, finish);
+#else
+  const Factor<C> factor{a, rows, 0, K};
+  const int64_t panel = kVecs * kLanes<C>;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    if (share.layer.half_weights) {
+      if (!share.layer.packed) return unpacked_product(share, a, rows, K, reinterpret_cast<const Bf16*>(w), finish);
+      return product<Halves, C, kVecs>(factor, w, (K + 1) / 2 * panel, share.panel0, share.panel1, back, finish);
+    }
+  }
+  if (!share.layer.packed) return unpacked_product(share, a, rows, K, w, finish);
+  product<Whole<C>, C, kVecs>(factor, w, K * panel, share.panel0, share.panel1, back, finish);
 #endif
 }
 

@@ -90,6 +90,24 @@ FASTRNN_INLINE void store(C* p, Vec<C> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// A bfloat16 is the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+FASTRNN_INLINE Vec<float> load(const Bf16* p) {
+  typedef uint16_t Halves __attribute__((vector_size(FASTRNN_VECTOR_BYTES / 2)));
+  Halves bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (Vec<float>)(__builtin_convertvector(bits, Bits<float>) << 16);
+}
+
+FASTRNN_INLINE Vec<float> load(const Bf16* p, int n) {
+  Bf16 lanes[kLanes<float>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
 // The first n lanes (0 <= n <= lanes); the others are zero.
 template <class C>
 FASTRNN_INLINE Vec<C> load(const C* p, int n) {
