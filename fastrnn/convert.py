@@ -221,17 +221,20 @@ def _to_round(model: Module, dtype: torch.dtype) -> list[Module]:
             continue
         if getattr(layer, "proj_size", 0):
             raise NotImplementedError("fastrnn: weight_dtype is not supported together with proj_size")
-        weights, others = _weights(layer), set(layer._parameters) - set(_weights(layer))
+        weights = _weights(layer)
         if None in weights.values():
             raise ValueError(f"weight_dtype: the weights of {name or 'the layer'} are computed from other tensors")
-        before = {weight.dtype for weight in weights.values() if weight is not None}
-        rest = {p.dtype for key in others if (p := layer._parameters[key]) is not None}
-        if before == {dtype} and rest <= {torch.float32} and getattr(layer, "weight_dtype", None) == dtype:
-            continue
-        if before | rest != {torch.float32}:
-            got = ", ".join(sorted(map(str, before | rest)))
-            raise ValueError(f"weight_dtype: expected {name or 'the layer'} to be torch.float32, got {got}")
-        found.append(layer)
+        dtypes = {key: p.dtype for key, p in layer._parameters.items() if p is not None}
+        done = getattr(layer, "weight_dtype", None) == dtype and all(dtypes[key] == dtype for key in weights)
+        wrong = {
+            str(given) for key, given in dtypes.items() if given != torch.float32 and not (done and key in weights)
+        }
+        if wrong:
+            raise ValueError(
+                f"weight_dtype: expected {name or 'the layer'} to be torch.float32, got {', '.join(sorted(wrong))}"
+            )
+        if not done:
+            found.append(layer)
     return found
 
 
