@@ -1,21 +1,24 @@
-"""The machine's limit for a layer's work: how long it would take if only arithmetic and reading weights took time.
+"""The machine's limit for a layer's work: how long it would take if nothing took time that a layer can do without.
 
-Two kinds of rates are measured, once per process, dtype and number of threads: floating-point operations per second of
-``torch.mm``, and bytes per second of reading matrices of several sizes, which is where caches show. The input product
-and the weight gradients are as fast as ``torch.mm``; a step of the recurrence is as fast as its arithmetic or the
-reading of its weights, whichever takes longer. These are the rates that torch reaches here, not those of a data sheet:
-where its calls slow its reading of small matrices, a layer may come out above 1. A limit is of a machine that is left
-in peace: of the times, it is the 20 % quantile that counts.
+Four things are measured, once per process, dtype and number of threads: floating-point operations per second of
+``torch.mm``; bytes per second of reading matrices of several sizes, which is where caches show; sigmoids or tanhs per
+second of torch's, on numbers that are in the cache; and what a call takes of a module that does nothing but allocate
+what it returns. The input product and the weight gradients are as fast as ``torch.mm``; a step of the recurrence is as
+fast as its arithmetic or the reading of its weights, whichever takes longer, and then its gates. These are the rates
+that torch reaches here, not those of a data sheet: where its calls slow its reading of small matrices, or its
+exponentials take longer than they need, a layer may come out above 1. A limit is of a machine that is left in peace: of
+the times, it is the 20 % quantile that counts.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from bench import timing
 from bench.grid import GATES, Shape
@@ -23,15 +26,26 @@ from bench.plan import DTYPES
 
 PRODUCTS = (512, 1024, 2048)  # square matrices: large enough for the full rate, small enough for a second
 READ = tuple(2**k for k in range(14, 27))  # bytes: 16 KiB to 64 MiB
-SECONDS = 1.0  # for each of the two kinds of rates, about
+ACTIVATED = 2**16  # numbers: more than one thread's share, less than a second-level cache
+SECONDS = 1.0  # for each of the kinds of rates, about
+ACTIVATIONS = {"lstm": 5, "gru": 3, "rnn_tanh": 1, "rnn_relu": 0}  # sigmoids and tanhs of a unit's step
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does: ``gemm`` in operations per second, ``reading`` in bytes per second by size in bytes."""
+    """What the machine does.
+
+    Attributes:
+        gemm: operations per second.
+        reading: bytes per second, by size in bytes.
+        activations: sigmoids or tanhs per second.
+        call: seconds of a call that computes nothing, by mode.
+    """
 
     gemm: float
     reading: dict[int, float]
+    activations: float = math.inf
+    call: dict[str, float] = field(default_factory=dict)
 
     def bandwidth(self, size: int) -> float:
         """Bytes per second of reading ``size`` bytes again and again.
@@ -44,7 +58,8 @@ class Rates:
 
     def detail(self) -> dict[str, Any]:
         """For a row of results."""
-        return {"gemm": self.gemm, "reading": [list(item) for item in self.reading.items()]}
+        reading = [list(item) for item in self.reading.items()]
+        return {"gemm": self.gemm, "reading": reading, "activations": self.activations, "call": self.call}
 
 
 @dataclass(frozen=True)
@@ -77,16 +92,17 @@ def work(
     recurrence = sum(
         times * max(batch * per_row / rates.gemm, size / rates.bandwidth(size)) for batch, times in steps.items()
     )
-    flops = limit = 0.0
+    gating = rows * shape.hidden * ACTIVATIONS[cell] / rates.activations  # forward; the derivatives have none
+    flops, limit = 0.0, rates.call.get(mode, 0.0)
     for layer in range(shape.layers):
         features = shape.input if layer == 0 else shape.hidden * shape.directions
         products, recurrent = 2.0 * rows * features * gates, rows * per_row
         if mode == "training":
             flops += shape.directions * 3 * (products + recurrent)
-            limit += shape.directions * ((3 * products + recurrent) / rates.gemm + 2 * recurrence)
+            limit += shape.directions * ((3 * products + recurrent) / rates.gemm + 2 * recurrence + gating)
         else:
             flops += shape.directions * (products + recurrent)
-            limit += shape.directions * (products / rates.gemm + recurrence)
+            limit += shape.directions * (products / rates.gemm + recurrence + gating)
     return Work(flops, limit)
 
 
@@ -96,7 +112,9 @@ def measured(dtype: str, threads: int) -> Rates:
     if threads != torch.get_num_threads():
         raise ValueError(f"torch has {torch.get_num_threads()} threads, not {threads}")
     with torch.inference_mode():
-        return Rates(_gemm(DTYPES[dtype]), _reading())
+        rates = Rates(_gemm(DTYPES[dtype]), _reading(), _activations(), {})
+    rates.call.update(_calls())
+    return rates
 
 
 def _gemm(dtype: torch.dtype) -> float:
@@ -120,3 +138,50 @@ def _reading() -> dict[int, float]:
         return size / max(times[f"{way} {size}"] - times[f"{way} 4"], 1e-9)
 
     return {size: max(rate("mv", size), rate("sum", size)) for size in READ}
+
+
+def _activations() -> float:
+    x = torch.randn(ACTIVATED)
+    out = torch.empty_like(x)
+    calls = {"sigmoid": lambda: torch.sigmoid(x, out=out), "tanh": lambda: torch.tanh(x, out=out)}
+    return ACTIVATED / min(t.p20 for t in timing.measure(calls, SECONDS / 4).values())
+
+
+class _Nothing(nn.Module):
+    """A layer's call without the layer: two results and, in training, the gradients of an input and four parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return _Empty.apply(x, *self.weights.parameters())
+        return torch.empty_like(x), torch.empty_like(x)
+
+
+class _Empty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*inputs)
+        return torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(t) for t in ctx.saved_tensors)
+
+
+def _calls() -> dict[str, float]:
+    module, x = _Nothing(), torch.zeros(1)
+    wanted = [x.clone().requires_grad_(), *module.parameters()]
+
+    def inference() -> None:
+        with torch.inference_mode():
+            module(x)
+
+    def training() -> None:
+        y, _ = module(wanted[0])
+        torch.autograd.grad(y, wanted, x)
+
+    times = timing.measure({"inference": inference, "training": training}, SECONDS / 4)
+    return {mode: t.p20 for mode, t in times.items()}

@@ -118,6 +118,7 @@ class Torch {
   const dlpack::Exchange* exchange_ = nullptr;
 };
 
+constexpr dlpack::DataType kBfloat16 = {dlpack::kBfloat, 16, 1};
 constexpr int64_t kManyFactors = 1 << 18;  // of one gate: about 30 us
 
 // A stack of layers, or a cell, at a single step.
@@ -160,9 +161,9 @@ struct StepCall {
     return PyList_Check(params) ? PyList_Size(params) : PyTuple_Check(params) ? PyTuple_Size(params) : 0;
   }
 
-  bool read_weight(int64_t i, const Shape& shape, const void*& data) const {
+  bool read_param(int64_t i, const Shape& shape, dlpack::DataType dtype, const void*& data) const {
     dlpack::Tensor t;
-    if (!torch.read(param(i), t) || t.dtype != x.dtype || !has_shape(t, shape)) return false;
+    if (!torch.read(param(i), t) || t.dtype != dtype || !has_shape(t, shape)) return false;
     data = t.data;
     return true;
   }
@@ -170,8 +171,11 @@ struct StepCall {
   // The weights of a layer, whose input has step.I features.
   bool read_layer(int64_t layer) {
     const int64_t rows = cpu::gate_count(step.cell) * step.H, i = layer * each;
-    return read_weight(i, {{rows, step.I}, 2}, step.w_ih) && read_weight(i + 1, {{rows, step.H}, 2}, step.w_hh) &&
-           (each == 2 || (read_weight(i + 2, {{rows}, 1}, step.b_ih) && read_weight(i + 3, {{rows}, 1}, step.b_hh)));
+    const dlpack::DataType weights = step.half_weights ? kBfloat16 : x.dtype;
+    return read_param(i, {{rows, step.I}, 2}, weights, step.w_ih) &&
+           read_param(i + 1, {{rows, step.H}, 2}, weights, step.w_hh) &&
+           (each == 2 ||
+            (read_param(i + 2, {{rows}, 1}, x.dtype, step.b_ih) && read_param(i + 3, {{rows}, 1}, x.dtype, step.b_hh)));
   }
 
   bool read_state() {
@@ -195,6 +199,7 @@ struct StepCall {
     if ((each != 2 && each != 4) || count != each * std::max<int64_t>(layers, 1)) return false;
     if (!read_input() || !torch.read(param(1), w_hh) || w_hh.ndim != 2) return false;
     step.H = w_hh.shape[1];
+    step.half_weights = w_hh.dtype == kBfloat16 && x.dtype.bits == 32;
     states.add(step.H), output.add(step.H);
     return read_state() && read_layer(0);
   }
