@@ -118,6 +118,7 @@ class Torch {
   const dlpack::Exchange* exchange_ = nullptr;
 };
 
+constexpr dlpack::DataType kFloat32 = {dlpack::kFloat, 32, 1}, kFloat64 = {dlpack::kFloat, 64, 1};
 constexpr dlpack::DataType kBfloat16 = {dlpack::kBfloat, 16, 1};
 constexpr int64_t kManyFactors = 1 << 18;  // of one gate: about 30 us
 
@@ -128,6 +129,7 @@ struct StepCall {
   int64_t layers;  // 0: a cell
   bool batch_first;
   int64_t most_rows;
+  bool compute;  // and not only check
   Step step{};
   int64_t each = 0;                // parameters a layer
   dlpack::Tensor x{}, state[2]{};  // of `state`, what hx has
@@ -135,14 +137,15 @@ struct StepCall {
   PyObject* first_state = nullptr;
 
   bool read_input() {
-    if (!torch.read(input, x) || x.dtype.code != dlpack::kFloat || x.dtype.lanes != 1) return false;
-    if (x.dtype.bits != 32 && x.dtype.bits != 64) return false;
+    if (!torch.read(input, x)) return false;
+    const bool whole = x.dtype == kFloat32 || x.dtype == kFloat64;
+    if (!whole && (compute || x.dtype != kBfloat16)) return false;
     const int lead = layers > 0 ? 1 : 0;  // a layer's input has a dimension of time
     if (x.ndim != lead + 1 && x.ndim != lead + 2) return false;
     const bool batched = x.ndim == lead + 2;
     const int time = batch_first && batched ? 1 : 0;
     if (lead == 1 && x.shape[time] != 1) return false;
-    step.is_double = x.dtype.bits == 64;
+    step.is_double = x.dtype == kFloat64;
     step.B = batched ? x.shape[lead == 1 ? 1 - time : 0] : 1;
     step.I = x.shape[x.ndim - 1];
     step.x = x.data;
@@ -199,7 +202,7 @@ struct StepCall {
     if ((each != 2 && each != 4) || count != each * std::max<int64_t>(layers, 1)) return false;
     if (!read_input() || !torch.read(param(1), w_hh) || w_hh.ndim != 2) return false;
     step.H = w_hh.shape[1];
-    step.half_weights = w_hh.dtype == kBfloat16 && x.dtype.bits == 32;
+    step.half_weights = compute && w_hh.dtype == kBfloat16 && x.dtype == kFloat32;
     states.add(step.H), output.add(step.H);
     return read_state() && read_layer(0);
   }
@@ -223,7 +226,7 @@ struct StepCall {
     step.h_n = h.data, step.c_n = c.data;
     for (int64_t layer = 0;;) {
       step.y = layer + 1 == layers ? out.data : step.h_n;
-      if (!compute()) return false;
+      if (!compute_layer()) return false;
       if (++layer >= layers) return true;
       step.x = step.h_n, step.I = step.H;
       step.h0 = behind(step.h0), step.c0 = behind(step.c0);
@@ -233,7 +236,7 @@ struct StepCall {
   }
 
   // Other threads of Python may run meanwhile, unless the step is over before one of them has begun.
-  bool compute() const {
+  bool compute_layer() const {
     const bool is_long = step.B * step.H * (step.I + step.H) > kManyFactors;
     PyThreadState* const thread = is_long ? PyEval_SaveThread() : nullptr;
     std::string failed;
@@ -260,7 +263,7 @@ PyObject* step_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const char* const name = PyUnicode_AsUTF8AndSize(args[0], nullptr);
   const int64_t layers = PyLong_AsLongLong(args[4]), most_rows = PyLong_AsLongLong(args[6]);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  StepCall call{*torch, args[1], args[2], args[3], layers, args[5] == Py_True, most_rows};
+  StepCall call{*torch, args[1], args[2], args[3], layers, args[5] == Py_True, most_rows, args[7] == Py_True};
   try {
     call.step.cell = parse_cell(name);
   } catch (const std::exception& e) {
@@ -268,7 +271,7 @@ PyObject* step_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   if (!call.read()) Py_RETURN_NONE;
-  if (args[7] != Py_True) Py_RETURN_TRUE;
+  if (!call.compute) Py_RETURN_TRUE;
   Reference y, h_n, c_n;
   if (!call.run(y, h_n, c_n)) {
     if (PyErr_Occurred() != nullptr) return nullptr;

@@ -45,16 +45,19 @@ def step(cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int = 0,
     if not nobody_looks_on():
         return None
     is_lstm_layer = layers and cell == "lstm"
-    if torch.is_grad_enabled() and _C.step(cell, input, hx, params, layers, batch_first, _ANY_NUMBER, False):
+    if torch.is_grad_enabled():
+        if not _C.step(cell, input, hx, params, layers, batch_first, _ANY_NUMBER, False):
+            return None
         state = () if hx is None else hx if cell == "lstm" else (hx,)
         if any(t.requires_grad for t in (input, *state, *params)):
-            return None if is_lstm_layer else _by_torch(cell, input, hx, params, layers, batch_first)
+            by_torch = not is_lstm_layer or input.dtype is torch.bfloat16
+            return _by_torch(cell, input, hx, params, layers, batch_first) if by_torch else None
     most_rows = _ANY_NUMBER if is_lstm_layer else SINGLE_ROWS
     return _C.step(cell, input, hx, params, layers, batch_first, most_rows, True)
 
 
 def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: int, batch_first: bool) -> Any:
-    """A step of a cell, or of GRU or Elman layers, all of it checked, by torch's operators."""
+    """A step, all of it checked, by torch's operators."""
     if input.dim() != (3 if layers else 2):
         return None  # one sequence: the usual route adds its batch
     if hx is None:
@@ -63,5 +66,6 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
         hx = (zeros, zeros) if cell == "lstm" else zeros
     if layers:
         bias = len(params) == 4 * layers
-        return getattr(_VF, cell)(input, hx, params, bias, layers, 0.0, False, False, batch_first)
+        y, *state = getattr(_VF, cell)(input, hx, params, bias, layers, 0.0, False, False, batch_first)
+        return y, tuple(state) if cell == "lstm" else state[0]
     return getattr(_VF, f"{cell}_cell")(input, hx, *params)

@@ -52,8 +52,8 @@ def plan(
         beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
             None. It keeps the torch engine out.
         proj_size: the LSTM's projection; the C++ engine has none.
-        single: in a call of a single step that torch computes by plain operators (a cell, or a GRU or Elman layer), the
-            number of rows; else 0.
+        single: in a call of a single step that torch may compute faster (of a cell, or of a GRU or Elman layer, which
+            it does by plain operators; of an LSTM layer of bfloat16), the number of rows; else 0.
         trains: whether gradients will be wanted.
 
     Raises:
@@ -61,8 +61,8 @@ def plan(
     """
     half_weights = _validate.half_weights(x, weights)
     why = _why_not_cpu(x, weights, proj_size)
-    if why is None and beyond_torch is None and x.dtype in (torch.float32, torch.float64) and single:
-        why = None if half_weights else _why_torch_is_faster(single, trains)
+    if why is None and beyond_torch is None and single and not half_weights:
+        why = _why_torch_is_faster(x.dtype, single, trains)
     if why is None:
         also = ", with bfloat16 weights" if half_weights else ""
         return Plan("cpu", "C++", f"a CPU tensor of a dtype that the C++ engine takes{also}")
@@ -77,16 +77,14 @@ def plan(
     return Plan("reference", "torch operations, one step at a time", f"{why}{also}")
 
 
-def _why_torch_is_faster(rows: int, trains: bool) -> str | None:
+def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | None:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    if trains:
+    if trains and dtype is not torch.float16:
         return "a single step with gradients: torch's operators take less to call"
-    return (
-        f"a single step of more than {SINGLE_ROWS} rows, where torch's products are faster"
-        if rows > SINGLE_ROWS
-        else None
-    )
+    if rows > SINGLE_ROWS and dtype in (torch.float32, torch.float64):
+        return f"a single step of more than {SINGLE_ROWS} rows, where torch's products are faster"
+    return None
 
 
 def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None:

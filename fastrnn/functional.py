@@ -271,9 +271,10 @@ def _stack(
         if order is not None:
             reset = reset.index_select(1, order)
 
+    trains = steps == 1 and wants_gradients(x, *state, *params)
     # torch's LSTM layer, unlike its cells and other layers, is no sum of operators: its single step is slow.
-    single = batch if steps == 1 and not packed and lengths_ is None and stack.cell != "lstm" else 0
-    trains = bool(single) and wants_gradients(x, *state, *params)
+    slow = stack.cell == "lstm" and not (trains and x.dtype is torch.bfloat16)
+    single = batch if steps == 1 and not packed and lengths_ is None and not slow else 0
     chosen = plan_stack(stack, x, params, reset, return_cells, single, trains)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
