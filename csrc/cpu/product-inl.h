@@ -96,6 +96,36 @@ FASTRNN_INLINE void tile_of(int64_t n, const A& a, const C* w, const C* next, in
   }
 }
 
+// One row and two panels, for where the sums of one alone are too few to keep the multipliers busy. In tile()'s order.
+template <class Lane, class C, int kVecs, class A, class Finish>
+__attribute__((noinline)) void two_panels(const A& a, const C* const (&w)[2], const int64_t (&panel)[2],
+                                          const Finish& finish) {
+  for (int i = 0; i < 2; ++i) finish.prefetch(0, panel[i]);
+  const typename Lane::Element* const row = a.row(0);
+  Vec<C> sum[2][kVecs] = {};
+  for (int64_t k = 0; k < a.K; k += kBlock) {
+    const int64_t end = k + kBlock < a.K ? k + kBlock : a.K;
+    const C* at[2];
+    for (int i = 0; i < 2; ++i) at[i] = w[i] + k / Lane::kElements * kVecs * kLanes<C>;
+    Vec<C> acc[2][kVecs] = {};
+    for (int64_t j = k; j < end; j += Lane::kElements) {
+      for (int e = 0; e < Lane::kElements && j + e < end; ++e) {
+        const Vec<C> element = Lane::spread(row[j + e]);
+        for (int i = 0; i < 2; ++i) {
+          for (int v = 0; v < kVecs; ++v) {
+            acc[i][v] = Lane::add(element, Lane::column(at[i] + v * kLanes<C>, e), acc[i][v]);
+          }
+        }
+      }
+      for (int i = 0; i < 2; ++i) at[i] += kVecs * kLanes<C>;
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (int v = 0; v < kVecs; ++v) sum[i][v] = k == 0 ? acc[i][v] : sum[i][v] + acc[i][v];
+    }
+  }
+  for (int i = 0; i < 2; ++i) finish(sum[i], 0, panel[i]);
+}
+
 // The rows of `a` times panels [p0, p1) of w (`apart` elements apart), in tiles of about the same number of rows: a
 // last tile of one or two would read the panel for little work. Step after step reads the same weights; where they do
 // not fit the cache, going through them back and forth finds the half there that was read last.
@@ -106,6 +136,11 @@ void product(const A& a, const C* w, int64_t apart, int64_t p0, int64_t p1, bool
   for (int64_t i = 0; i < p1 - p0; ++i) {
     const int64_t p = back ? p1 - 1 - i : p0 + i;
     const C *panel = w + p * apart, *next = i + 1 == p1 - p0 ? panel : back ? panel - apart : panel + apart;
+    if ((kVecs < 4 || Lane::kElements > 1) && a.n == 1 && i + 1 < p1 - p0) {
+      two_panels<Lane, C, kVecs>(a, {panel, next}, {p, back ? p - 1 : p + 1}, finish);
+      ++i;
+      continue;
+    }
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
       const int64_t n = (a.n - row + tiles - j - 1) / (tiles - j);
       tile_of<Lane, C, kMost, kVecs>(n, a, panel, next, row, p, finish);
