@@ -9,14 +9,21 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import contestants, cpu, packed, plot, report, resets, results, roofline, scaling, streaming, tape
+from bench import contestants, cpu, packed, plot, report, resets, results, roofline, scaling, streaming, tape, weights
 from bench.arguments import positive_float, positive_int
 from bench.check import MismatchError
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
 
 WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
-ALSO = {"streaming": streaming, "packed": packed, "reset": resets, "tape": tape, "scaling": scaling}
+ALSO = {
+    "streaming": streaming,
+    "packed": packed,
+    "reset": resets,
+    "tape": tape,
+    "weights": weights,
+    "scaling": scaling,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

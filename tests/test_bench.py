@@ -26,6 +26,7 @@ from bench import (
     tape,
     targets,
     timing,
+    weights,
 )
 from bench.__main__ import main as bench
 from bench.check import Computed, MismatchError, check_stacks, compare
@@ -249,6 +250,10 @@ def test_onnx_runtime_takes_part_in_inference(
 def test_the_limit_is_arithmetic_or_reading(rates: roofline.Rates) -> None:
     # one GRU step of one row: 2*3*4*4 = 96 operations each for input and state, weights of 3*4*4*4 = 192 bytes
     once = roofline.work("gru", Shape(1, 1, 4, 4), "float32", "inference", rates)
+    more = replace(rates, activations=2.0, call={"inference": 5.0, "training": 9.0})
+    assert roofline.work("gru", Shape(1, 1, 4, 4), "float32", "inference", more).limit == once.limit + 3 * 4 / 2 + 5
+    ten = roofline.work("lstm", Shape(2, 5, 4, 4), "float32", "training", more).limit
+    assert ten == roofline.work("lstm", Shape(2, 5, 4, 4), "float32", "training", rates).limit + 10 * 4 * 5 / 2 + 9
     assert once == roofline.Work(flops=192, limit=96 + 96)
     fast = replace(rates, gemm=1e9)  # now 192 bytes, which are more than 100, take 192 / 40 seconds
     assert roofline.work("gru", Shape(1, 7, 4, 4), "float32", "inference", fast).limit == pytest.approx(7 * 4.8)
@@ -297,6 +302,7 @@ SPECIAL = {
     "packed": lambda cell, plan: packed.measure(cell, plan, Shape(4, 6, 4, 5)),
     "reset": lambda cell, plan: resets.measure(cell, plan, Shape(3, 6, 4, 5)),
     "tape": lambda cell, plan: tape.measure(cell, plan, Shape(2, 70, 4, 5)),
+    "weights": lambda cell, plan: weights.measure(cell, plan, Shape(2, 3, 4, 5)),
     "scaling": lambda cell, plan: scaling.measure(cell, plan, scaling.Point("threads", 1, Shape(2, 3, 4, 5))),
 }
 
@@ -363,7 +369,8 @@ def test_kept_bytes_count_each_storage_once_and_nothing_that_is_given() -> None:
 def seconds(**medians: float) -> dict[str, timing.Times]:
     """Times of contestants that were never measured, under short names."""
     names = {"torch": "torch.nn", "cell": "torch.nn cell", "loop": "torch.nn cell loop", "onnx": "ONNX Runtime"}
-    names |= {"lean": "fastrnn lean", "without": "fastrnn without resets"}
+    names |= {"lean": "fastrnn lean", "without": "fastrnn without resets", "own_cell": "fastrnn cell"}
+    names["half"] = "fastrnn bfloat16 weights"
     return {names.get(name, name): timing.Times(m, m, m, 9) for name, m in medians.items()}
 
 
@@ -387,7 +394,7 @@ def test_a_target_of_the_grid_is_a_mean_and_a_worst_case() -> None:
 
     other = case_row("lstm", "training", times=seconds(torch=1, fastrnn=9))
     met = outcome("torch.nn.GRU, training", *rows(1, 9.1), other)
-    assert (met.mean, met.worst, met.met) == (pytest.approx(9.1**0.5), ("gru B2 T3 I4 H5", 1), True)
+    assert (met.mean, met.worst, met.met) == (pytest.approx(9.1**0.5), ("gru B2 T3 I4 H5", 1, None), True)
     assert outcome("torch.nn.GRU, training", *rows(0.99, 30)).met is False
     assert outcome("torch.nn.GRU, training", *rows(1, 8.9)).met is False
     for unmeasured in (
@@ -405,6 +412,7 @@ def test_a_target_of_the_grid_is_a_mean_and_a_worst_case() -> None:
         ("ONNX Runtime LSTM", "layer", "inference", {"onnx": 1.2}),
         ("one step: torch.nn.LSTM", "streaming", "inference", {"torch": 9.9}),
         ("one step: torch.nn.LSTMCell", "streaming", "inference", {"cell": 3.9}),
+        ("bfloat16 weights: float32's time / theirs", "weights", "inference", {"half": 0.51}),
         ("packed LSTM, training", "packed", "training", {"torch": 4.9}),
         ("reset LSTM: faster loop", "reset", "training", {"loop": 7.9}),
         ("reset LSTM: faster loop", "reset", "training", {"torch": 7.9}),
@@ -414,9 +422,11 @@ def test_a_target_of_the_grid_is_a_mean_and_a_worst_case() -> None:
 )
 def test_targets_of_one_case(what: str, benchmark: str, mode: str, missed_by: dict[str, float]) -> None:
     medians = {"fastrnn": 1, "torch": 10, "cell": 4, "loop": 9, "onnx": 1.4, "lean": 1.35, "without": 0.92}
+    medians |= {"own_cell": 1, "half": 0.5}
+    shape = targets.HALVED if benchmark == "weights" else SHAPE
     detail = {"kept_bytes": {"fastrnn lean": 1}, "y_bytes": 1}
     for changed, met in (({}, True), (missed_by, False)):
-        row = case_row("lstm", mode, benchmark=benchmark, times=seconds(**(medians | changed)), detail=detail)
+        row = case_row("lstm", mode, shape, benchmark=benchmark, times=seconds(**(medians | changed)), detail=detail)
         assert outcome(what, row).met is met
 
 
@@ -434,7 +444,7 @@ def test_targets_in_details() -> None:
     what = "part of GEMM rate, training"
     assert outcome(what, gemm_row(0.85), gemm_row(0.1, Shape(1, 1, 4, 4))).met
     missed = outcome(what, gemm_row(0.9), gemm_row(0.84, targets.GEMM_SHAPES[1]))
-    assert (missed.worst, missed.met) == (("lstm B64 T50 I1024 H1024", 0.84), False)
+    assert (missed.worst, missed.met) == (("lstm B64 T50 I1024 H1024", 0.84, None), False)
 
     def long_row(steps: int, took: float) -> results.Row:
         case = ("lstm", "training", Shape(1, steps, 4, 4))
