@@ -50,8 +50,7 @@ def step(cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int = 0,
             return None
         state = () if hx is None else hx if cell == "lstm" else (hx,)
         if any(t.requires_grad for t in (input, *state, *params)):
-            by_torch = not is_lstm_layer or input.dtype is torch.bfloat16
-            return _by_torch(cell, input, hx, params, layers, batch_first) if by_torch else None
+            return _by_torch(cell, input, hx, params, layers, batch_first)
     most_rows = _ANY_NUMBER if is_lstm_layer else SINGLE_ROWS
     return _C.step(cell, input, hx, params, layers, batch_first, most_rows, True)
 
@@ -60,12 +59,39 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
     """A step, all of it checked, by torch's operators."""
     if input.dim() != (3 if layers else 2):
         return None  # one sequence: the usual route adds its batch
-    if hx is None:
-        batch = input.shape[0 if batch_first or not layers else 1]
-        zeros = input.new_zeros(*((layers,) if layers else ()), batch, params[1].shape[1])
-        hx = (zeros, zeros) if cell == "lstm" else zeros
     if layers:
-        bias = len(params) == 4 * layers
-        y, *state = getattr(_VF, cell)(input, hx, params, bias, layers, 0.0, False, False, batch_first)
-        return y, tuple(state) if cell == "lstm" else state[0]
+        time = 1 if batch_first else 0
+        state = None if hx is None else hx if cell == "lstm" else (hx,)
+        h, after = by_cells(cell, input.select(time, 0), state, params, layers)
+        return h.unsqueeze(time), after if cell == "lstm" else after[0]
+    if hx is None:
+        zeros = input.new_zeros(input.shape[0], params[1].shape[1])
+        hx = (zeros, zeros) if cell == "lstm" else zeros
     return getattr(_VF, f"{cell}_cell")(input, hx, *params)
+
+
+def by_cells(
+    cell: str, x: Tensor, state: Sequence[Tensor] | None, params: Sequence[Tensor], layers: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A step of unidirectional layers by torch's operators for cells, which take less time than those for layers.
+
+    Args:
+        cell, params, layers: as in :func:`step`.
+        x: ``(B, I)``.
+        state: ``h0`` and, for an LSTM, ``c0``, each ``(layers, B, H)``; None or empty for zeros.
+
+    Returns:
+        The output ``(B, H)``, and the states like ``state``.
+    """
+    step, each, is_lstm = getattr(_VF, f"{cell}_cell"), len(params) // layers, cell == "lstm"
+    if not state:
+        zeros = x.new_zeros(x.shape[0], params[1].shape[1])
+        given: Any = [(zeros, zeros) if is_lstm else zeros] * layers
+    else:
+        given = list(zip(*(s.unbind() for s in state), strict=True)) if is_lstm else state[0].unbind()
+    after = []
+    for k in range(layers):
+        after.append(step(x, given[k], *params[k * each : (k + 1) * each]))
+        x = after[-1][0] if is_lstm else after[-1]
+    states = zip(*after, strict=True) if is_lstm else (after,)
+    return x, tuple(torch.stack(s) for s in states)  # copies: the output may be changed in place

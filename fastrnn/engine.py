@@ -52,8 +52,7 @@ def plan(
         beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
             None. It keeps the torch engine out.
         proj_size: the LSTM's projection; the C++ engine has none.
-        single: in a call of a single step that torch may compute faster (of a cell, or of a GRU or Elman layer, which
-            it does by plain operators; of an LSTM layer of bfloat16), the number of rows; else 0.
+        single: in a call of a single step that torch may compute faster by plain operators, the number of rows; else 0.
         trains: whether gradients will be wanted.
 
     Raises:

@@ -176,9 +176,11 @@ def _plan(
         steps, batch = x.shape[0], 1
     else:
         steps, batch = x.shape[:2][:: -1 if stack.batch_first else 1]
-    alone = steps == 1 and not packed and lengths is None and (is_cell or stack.cell != "lstm")
     trains = records and any(t.requires_grad for t in (x, *params))
-    plan = functional.plan_stack(stack, x, params, reset, return_cells, batch if alone else 0, trains)
+    single = batch if is_cell else functional.single_rows(stack, x, steps, batch, trains)
+    if packed or lengths is not None:
+        single = 0
+    plan = functional.plan_stack(stack, x, params, reset, return_cells, single, trains)
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.

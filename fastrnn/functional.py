@@ -221,6 +221,21 @@ def plan_stack(
     )
 
 
+def single_rows(stack: Stack, x: Tensor, steps: int, batch: int, trains: bool) -> int:
+    """The rows of a dense call of a single step that torch may compute faster; 0 for any other call.
+
+    torch's LSTM layer, unlike its cells and other layers, is no sum of operators, and slow at a single step.
+    """
+    fast = stack.cell != "lstm" or (trains and _takes_cells(stack, x))
+    return batch if steps == 1 and fast else 0
+
+
+def _takes_cells(stack: Stack, x: Tensor) -> bool:
+    """Whether a single step can be computed by torch's operators for cells, with the dtypes that its layers give."""
+    more = stack.bidirectional or stack.proj_size or (stack.dropout and stack.training)
+    return not more and x.device.type == "cpu" and not _validate.autocast_enabled("cpu")
+
+
 def wants_gradients(*tensors: Tensor) -> bool:
     """Whether autograd is to record what is computed from these."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -272,13 +287,11 @@ def _stack(
             reset = reset.index_select(1, order)
 
     trains = steps == 1 and wants_gradients(x, *state, *params)
-    # torch's LSTM layer, unlike its cells and other layers, is no sum of operators: its single step is slow.
-    slow = stack.cell == "lstm" and not (trains and x.dtype is torch.bfloat16)
-    single = batch if steps == 1 and not packed and lengths_ is None and not slow else 0
+    single = single_rows(stack, x, steps, batch, trains) if not packed and lengths_ is None else 0
     chosen = plan_stack(stack, x, params, reset, return_cells, single, trains)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
-    run = _torch_layers if chosen.engine == "torch" else _layers
+    run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
     sequences = _Batch(x, batch_sizes, lengths_, reset)
     y, state, cells = run(chosen, stack, sequences, state, params, return_cells)
 
@@ -332,6 +345,19 @@ def _layers(
     if result_dtype is not None:
         x, joined = x.to(result_dtype), tuple(s.to(result_dtype) for s in joined)
     return x, joined, cells.to(x.dtype) if return_cells and cells is not None else None
+
+
+def _torch_cells(
+    chosen: Plan,
+    stack: Stack,
+    sequences: _Batch,
+    state: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    return_cells: bool,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """The stack's single step on torch's cells."""
+    y, after = _streaming.by_cells(stack.cell, sequences.x[0], state, params, stack.num_layers)
+    return y.unsqueeze(0), after, None
 
 
 def _torch_layers(
