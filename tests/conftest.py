@@ -1,5 +1,6 @@
 """What every test runs under: memory that was not written is NaN, random numbers are the same each time."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+INTERPRETED = Path(__file__).parent / "interpreted"
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+TRITON = importlib.util.find_spec("triton") is not None
 # For bench; last, since an installed fastrnn comes before the source tree's.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 os.environ["FASTRNN_POISON"] = "1"  # the engine's own memory as well; it asks when it first computes
@@ -38,3 +42,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked ``gpu`` where there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Keep interpreted kernels and the rest apart: a process either interprets kernels or compiles them."""
+    inside = collection_path.is_relative_to(INTERPRETED)
+    if collection_path.is_file() and collection_path.suffix == ".py":
+        return True if inside != INTERPRET or (inside and not TRITON) else None
+    return True if inside and not (INTERPRET and TRITON) else None
+
+
+def pytest_report_header() -> str:
+    """Say which tests are left out, and how to run them."""
+    if not TRITON:
+        return "tests/interpreted: left out, there is no triton"
+    if INTERPRET:
+        return "TRITON_INTERPRET is set: tests/interpreted, and those alone"
+    return "tests/interpreted: left out here, run TRITON_INTERPRET=1 pytest (make test runs both)"
