@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Where torch brings no triton, which its builds for CPUs do not: there is none but for Linux.
+TRITON ?= triton==3.6.0; sys_platform == "linux"
+MATRIX ?= 3.6.0 3.7.1 3.8.0 3.9.0
 ARGS ?=
 
 BIN := .venv/bin
@@ -10,11 +13,12 @@ CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench lint format clean install engine venv
+.PHONY: help demo test matrix bench lint format clean install engine venv
 
 help:
 	@echo 'make demo    train a small language model with fastrnn and with torch, side by side'
 	@echo 'make test    run the tests'
+	@echo 'make matrix  prove the Triton kernels with each of triton $(MATRIX)'
 	@echo 'make bench   measure fastrnn against torch on this CPU'
 	@echo 'make lint    check style and types; make format mends the style'
 	@echo 'make clean   remove what was built; .venv stays'
@@ -23,8 +27,15 @@ help:
 demo: .venv/built
 	@$(BIN)/python -m bench.workloads.language_model $(ARGS)
 
+# Triton either interprets kernels in a process or compiles them, hence two of them; 5 says that one had no tests to run.
+PROVE = $(1) $(ARGS); plain=$$?; TRITON_INTERPRET=1 $(1) $(ARGS); case $$plain$$? in 00|05|50) ;; *) exit 1;; esac
+
 test: .venv/built
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(call PROVE,$(BIN)/python -m pytest)
+
+matrix: $(MATRIX:%=.venv-triton-%/made)
+	@$(foreach version,$(MATRIX),echo 'triton $(version)'; ($(call PROVE,.venv-triton-$(version)/bin/python -m pytest \
+	  -m triton)) || exit 1;)
 
 bench: .venv/built
 	@$(BIN)/python -m bench cpu $(ARGS)
@@ -43,8 +54,8 @@ format: .venv/built
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist fastrnn.egg-info fastrnn/_C.*.so .venv/built .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .venv-triton-* build dist fastrnn.egg-info fastrnn/_C.*.so .venv/built .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 # Edits of Python code need no build, edits of C++ code compile what they touch, new requirements are installed.
 .venv/built: pyproject.toml setup.py $(CXX_FILES)
@@ -55,6 +66,7 @@ install:
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory venv
 	@echo 'Installing $(TORCH) and the tools, building the C++ engine (the first time, this takes minutes).'
 	@$(BIN)/python -m pip install -q '$(TORCH)'
+	@$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python -m pip install -q '$(TRITON)'
 	@$(BIN)/python -m pip install -q 'setuptools>=77' ninja
 	@$(BIN)/python -m pip install -q --no-build-isolation -e '.[bench,test,lint]'
 
@@ -71,3 +83,12 @@ venv:
 	  { echo '$(PYTHON) cannot make virtual environments (Debian and Ubuntu: install python3-venv)' >&2; exit 1; }
 	@echo 'Making .venv with $(PYTHON).'
 	@$(PYTHON) -m venv .venv
+
+# An environment with another triton and, by way of a .pth, all that .venv has: torch is large enough once.
+.venv-triton-%/made: | .venv/built
+	@echo 'Making .venv-triton-$*.'
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --python $(@D)/bin/python install -q --no-deps 'triton==$*'
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@touch $@

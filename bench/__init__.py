@@ -15,6 +15,8 @@ a language model with torch.nn and with fastrnn side by side.
 * :mod:`bench.results`: what was measured, of what, by what, as JSON lines
 * :mod:`bench.targets`: what is to be reached
 * :mod:`bench.report`, :mod:`bench.plot`, :mod:`bench.curves`: tables and pictures of results, in one :mod:`bench.style`
+* :mod:`bench.kernels`: what the Triton kernels are made of, by :mod:`bench.aot`, which compiles without a GPU, and
+  :mod:`bench.assembly`, which finds the loops in machine code
 * :mod:`bench.workloads`: end-to-end programs, on texts from :mod:`bench.corpus`, with :mod:`bench.rounding` to say how
   far apart two trainings that compute the same may end
 """

@@ -1,6 +1,10 @@
-"""The command line: ``python -m bench cpu`` measures, ``plot`` and ``report`` show what was measured."""
+"""The command line: ``python -m bench cpu`` measures, ``plot`` and ``report`` show what was measured.
+
+``python -m bench kernels`` compiles the Triton kernels and shows what they are made of.
+"""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     tabulate = commands.add_parser("report", help="tables of results files, and which targets they reach")
     tabulate.set_defaults(run=_report)
     tabulate.add_argument("results", type=Path, nargs="+", help="files of JSON lines")
+    compile_ = commands.add_parser("kernels", help="compile the Triton kernels, without a GPU, and show their costs")
+    compile_.set_defaults(run=_kernels)
+    compile_.add_argument("names", nargs="*", help="parts of names (default: all kernels)")
+    compile_.add_argument("--target", nargs="+", default=[], metavar="TARGET", help="such as sm_90 (default: all)")
+    compile_.add_argument(
+        "--processes", type=positive_int, default=os.cpu_count() or 1, help="at a time (default: %(default)s)"
+    )
+    compile_.add_argument("--json", type=Path, help="write what was found to this file as well")
     return parser
 
 
@@ -149,6 +161,23 @@ def _plot(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     _show([row for path in options.results for row in results.read(path)], _console(), targets=True)
     return 0
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    try:
+        from bench import kernels
+    except ImportError as error:  # where there is no triton, everything else works
+        raise results.ResultsError(f"kernels cannot be compiled here: {error}") from error
+
+    rows = list(kernels.rows(options.names, options.target, options.processes, kernels.CATALOG))
+    console = _console()
+    console.print(kernels.table(rows))
+    for row in rows:
+        if row.error:
+            console.print(f"[red]not compiled:[/red] {row.name} for {row.target}: {row.error}", soft_wrap=True)
+    if options.json:
+        kernels.write(options.json, rows)
+    return 1 if any(row.report is None for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Listings of machine code and of PTX as graphs: which instructions there are, and which of them a loop repeats.
 
-What a persistent kernel promises, such as weights that stay on chip, is a statement on its time loop, so that loops have
-to be found in what the assembler made: they are the natural loops of the graph of branches, which leaves out slow paths
-that stand elsewhere in the listing, and is indifferent to where blocks were put.
+What a persistent kernel promises, such as weights that stay on chip, is a statement on its time loop, so that loops
+have to be found in what the assembler made. They are the natural loops of the graph of branches: it does not matter
+where in the listing a block was put.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Triton's interpreter made right, wary and concurrent, so that kernels are proven without a GPU.
 
 It computes what a GPU computes (:mod:`rig.numbers`), refuses accesses outside of the tensors of a launch
-(:mod:`rig.memory`), and runs the programs of a launch at the same time (:mod:`rig.scheduler`), so that a barrier that is
-missing shows, and one that never opens as well. What it cannot show is a missing fence: see :mod:`rig.ptx`.
+(:mod:`rig.memory`), and runs the programs of a launch at the same time (:mod:`rig.scheduler`), so that a barrier that
+is missing shows, and one that never opens as well. What it cannot show is a missing fence: see :mod:`rig.ptx`.
 
 ``TRITON_INTERPRET=1`` has to be in the environment before triton is imported, and kernels run on tensors of the CPU.
 """

@@ -12,8 +12,6 @@ import triton.runtime.interpreter as triton_interpreter
 from triton._C.libtriton import ir
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-FLOATS = (tl.bfloat16, tl.float16, tl.float32, tl.float64)
-
 
 def widened(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """The numbers that bfloat16's bits stand for."""
@@ -66,7 +64,8 @@ class Numbers(InterpreterBuilder):
 
     def create_fp_to_fp(self, src: TensorHandle, dst_type: Any, rounding_mode: Any) -> TensorHandle:
         """Conversions with a rounding."""
-        if tl.bfloat16 not in (src.dtype.scalar, dst_type.scalar) or not {src.dtype.scalar, dst_type.scalar} < {*FLOATS}:
+        kinds = {src.dtype.scalar, dst_type.scalar}
+        if tl.bfloat16 not in kinds or any(kind.is_fp8() for kind in kinds):
             return super().create_fp_to_fp(src, dst_type, rounding_mode)
         if dst_type.scalar == tl.bfloat16:
             return TensorHandle(narrowed(src.data, rounding_mode == ir.ROUNDING_MODE.RTZ), tl.bfloat16)
@@ -132,10 +131,10 @@ def _reduced(self: Any, inputs: Any) -> Any:
     if not isinstance(inputs, tuple):
         return self.apply((inputs,))[0]
     narrow = [value.dtype == tl.bfloat16 for value in inputs]
-    outputs = _apply(self, tuple(value.to(tl.float32) if was else value for value, was in zip(inputs, narrow, strict=True)))
+    wide = tuple(value.to(tl.float32) if value.dtype == tl.bfloat16 else value for value in inputs)
     return tuple(
         value.to(tl.bfloat16) if was and value.dtype == tl.float32 else value
-        for value, was in zip(outputs, narrow, strict=False)
+        for value, was in zip(_apply(self, wide), narrow, strict=False)
     )
 
 

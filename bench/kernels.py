@@ -1,0 +1,163 @@
+"""What the Triton kernels are made of on each GPU that they are for: ``python -m bench kernels``, without a GPU.
+
+The kernels and the arguments to compile them with are those of ``kernels/catalog.py``.
+"""
+
+import dataclasses
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bench import results
+from bench.aot import Report, compile_kernel
+
+CATALOG = "fastrnn.kernels.catalog"
+
+
+class Entry(Protocol):
+    """A kernel with its arguments' types and values, as a catalogue has them (there, a NamedTuple)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kernel(self) -> Any: ...
+    @property
+    def signature(self) -> Mapping[str, str]: ...
+    @property
+    def constants(self) -> Mapping[str, Any]: ...
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def divisible(self) -> Sequence[str]: ...
+    @property
+    def targets(self) -> Sequence[str]: ...
+
+
+class Row(NamedTuple):
+    """A kernel on a target: its report, or why it could not be compiled."""
+
+    name: str
+    cell: str
+    dtype: str
+    hidden: int | None
+    target: str
+    report: Report | None
+    error: str
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: everything but the listings."""
+        row = {**self._asdict(), "report": None}
+        if self.report is not None:
+            row["report"] = dataclasses.asdict(dataclasses.replace(self.report, ptx="", assembly=""))
+            del row["report"]["ptx"], row["report"]["assembly"]
+        return row
+
+
+def catalog(module: str = CATALOG) -> list[Entry]:
+    """The kernels that there are."""
+    try:
+        return list(importlib.import_module(module).entries())
+    except ModuleNotFoundError as error:
+        raise results.ResultsError(f"there are no kernels to show: {error}") from error
+
+
+def rows(names: Sequence[str], targets: Sequence[str], processes: int, module: str = CATALOG) -> Iterator[Row]:
+    """Compile the catalogue's kernels whose name has one of ``names`` in it, for those of their targets given."""
+    jobs = [
+        (module, index, target)
+        for index, entry in enumerate(catalog(module))
+        if not names or any(name in entry.name for name in names)
+        for target in entry.targets
+        if not targets or target in targets
+    ]
+    # A worker finds a kernel by its place, since kernels do not travel; a fork might inherit locks that threads hold.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(compiled, jobs)
+
+
+def compiled(job: tuple[str, int, str]) -> Row:
+    """Compile one kernel of a catalogue, known by its place, for a target."""
+    module, index, target = job
+    entry = catalog(module)[index]
+    report, error = None, ""
+    try:
+        report = compile_kernel(
+            entry.kernel,
+            entry.signature,
+            entry.constants,
+            target,
+            num_warps=entry.num_warps,
+            num_stages=entry.num_stages,
+            divisible=entry.divisible,
+        )
+    except Exception as problem:  # whatever a compiler raises: the others are to be shown all the same
+        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return Row(entry.name, _cell(entry), _dtype(entry), entry.constants.get("H"), target, report, error)
+
+
+def _cell(entry: Entry) -> str:
+    """What the constant CELL says, or the name: ``lstm`` of ``lstm_forward``."""
+    named = re.search(r"lstm|gru|rnn(_tanh|_relu)?", entry.name)
+    return str(entry.constants.get("CELL", named[0] if named else ""))
+
+
+def _dtype(entry: Entry) -> str:
+    """The narrowest of the kinds of numbers that its pointers point to: states may be wider than weights."""
+    kinds = {kind[1:] for kind in entry.signature.values() if re.match(r"\*(bf|fp)\d+$", kind)}
+    return min(kinds, key=lambda kind: (int(kind[2:]), kind), default="")
+
+
+def table(compiled_rows: Iterable[Row]) -> Table:
+    """A line for each kernel and target that compiled; of tensor-core instructions, the kind without the shape."""
+    shown = Table(
+        title="Kernels: registers of a thread, bytes of shared memory, instructions of a pass through the outermost loop",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("kernel", "cell", "dtype", "H", "target"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("warps", "regs", "spills", "shared", "tensor", "loads", "stores", "lds", "sts", "bars", "all"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in compiled_rows:
+        if row.report is None:
+            continue
+        report = row.report
+        loop = report.loop() if report.loops else report.whole
+        kinds = sorted({re.split("[._]", kind)[0] for kind in loop.tensor})
+        counts = (
+            loop.global_loads,
+            loop.global_stores,
+            loop.shared_loads + loop.matrix_loads,
+            loop.shared_stores,
+            loop.barriers,
+            loop.instructions,
+        )
+        shown.add_row(
+            *(row.name, row.cell, row.dtype, str(row.hidden or ""), row.target),
+            *(str(report.warps), str(report.registers), _marked(report.spills, 0)),
+            _marked(report.shared, report.limits.shared),
+            " ".join(f"{loop.tensor_cores(kind)} {kind}" for kind in kinds),
+            *map(str, counts),
+        )
+    return shown
+
+
+def _marked(value: int, limit: int) -> str:
+    return f"[red]{value}[/red]" if value > limit else str(value)
+
+
+def write(path: Path, compiled_rows: Sequence[Row]) -> None:
+    """Rows as a JSON array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row.plain() for row in compiled_rows], indent=1) + "\n")
