@@ -101,7 +101,7 @@ def compiled(job: tuple[str, int, str]) -> Row:
             divisible=entry.divisible,
         )
     except Exception as problem:  # whatever a compiler raises: the others are to be shown all the same
-        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        error = f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[-1]}"
     return Row(entry.name, _cell(entry), _dtype(entry), entry.constants.get("H"), target, report, error)
 
 
@@ -120,7 +120,7 @@ def _dtype(entry: Entry) -> str:
 def table(compiled_rows: Iterable[Row]) -> Table:
     """A line for each kernel and target that compiled; of tensor-core instructions, the kind without the shape."""
     shown = Table(
-        title="Kernels: registers of a thread, bytes of shared memory, instructions of a pass through the outermost loop",
+        title="Registers of a thread, bytes of shared memory, instructions of a pass through the outermost loop",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
