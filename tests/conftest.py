@@ -47,9 +47,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Keep interpreted kernels and the rest apart: a process either interprets kernels or compiles them."""
     inside = collection_path.is_relative_to(INTERPRETED)
-    if collection_path.is_file() and collection_path.suffix == ".py":
-        return True if inside != INTERPRET or (inside and not TRITON) else None
-    return True if inside and not (INTERPRET and TRITON) else None
+    if inside and not (INTERPRET and TRITON):
+        return True
+    return True if INTERPRET and not inside and collection_path.suffix == ".py" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of the other kind that were named, too; interpreted ones prove kernels, all of them."""
+    other = [item for item in items if item.path.is_relative_to(INTERPRETED) != INTERPRET]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in other]
+    if INTERPRET:
+        for item in items:
+            item.add_marker(pytest.mark.triton)
 
 
 def pytest_report_header() -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,20 @@ def python(program: str, interpret: bool) -> str:
     environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+@pytest.mark.parametrize("interpret", [False, True])
+def test_pytest_runs_interpreted_tests_apart_and_says_so(interpret: bool) -> None:
+    """Given both kinds of tests, each process collects its own."""
+    here = Path(__file__).parent
+    both = [str(here / "interpreted" / "test_interpreter.py"), str(here / "test_main.py")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *both]
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=here.parent)
+    assert ("<Function test_a_missing_barrier_shows>" in done.stdout) is interpret
+    assert ("<Module test_main.py>" in done.stdout) is not interpret
+    header = "tests/interpreted, and those alone" if interpret else "left out here, run TRITON_INTERPRET=1 pytest"
+    assert header in done.stdout
 
 
 def test_the_two_ways_of_running_kernels_are_told_apart() -> None:

@@ -127,6 +127,13 @@ def dot_kernel(a_ptr, b_ptr, c_ptr, steps, M: tl.constexpr, K: tl.constexpr, PRE
     tl.store(c_ptr + m[:, None] * M + m[None, :], total)
 
 
+@triton.jit
+def descriptor_kernel(x_ptr, y_ptr, rows, columns, BLOCK: tl.constexpr):
+    source = tl.make_tensor_descriptor(x_ptr, shape=[rows, columns], strides=[columns, 1], block_shape=[BLOCK, BLOCK])
+    target = tl.make_tensor_descriptor(y_ptr, shape=[rows, columns], strides=[columns, 1], block_shape=[BLOCK, BLOCK])
+    target.store([0, BLOCK], source.load([0, BLOCK]))
+
+
 def mixed(steps: int) -> list[list[int]]:
     rows = [list(range(1, PROGRAMS + 1))]
     for _ in range(steps):
@@ -246,6 +253,15 @@ def test_views_of_one_storage_are_one_memory() -> None:
     memory = torch.arange(32.0)
     copy_kernel[(1,)](memory[8:16], memory[20:28], 8, 0, BLOCK=8, MASKED=False)
     assert memory[20:28].tolist() == list(range(8, 16))
+
+
+def test_descriptors_keep_within_their_shape() -> None:
+    x, y = torch.randn(5, 12), torch.zeros(5, 12)
+    descriptor_kernel[(1,)](x, y, 5, 12, BLOCK=8)
+    assert torch.equal(y[:, 8:], x[:, 8:])
+    assert not y[:, :8].any()
+    with pytest.raises(OutOfBounds):
+        descriptor_kernel[(1,)](x, y, 6, 12, BLOCK=8)
 
 
 def test_what_a_masked_load_leaves_out_is_not_zero() -> None:

@@ -54,14 +54,15 @@ class Memory:
         """
         bases = np.array([0, *(storage.data_ptr() for storage in self._storages)], dtype=np.int64)
         sizes = np.array([-1, *(storage.nbytes() for storage in self._storages)], dtype=np.int64)
-        index = (pointers >> np.uint64(RANGE)).astype(np.int64)
+        index = np.array(pointers >> np.uint64(RANGE), dtype=np.int64)
         index[~np.broadcast_to(mask, index.shape) | (index < 1) | (index >= len(bases))] = 0
-        offset = (pointers & np.uint64((1 << RANGE) - 1)).astype(np.int64) - HALF
-        wrong = mask & ((offset < 0) | (offset + size > sizes[index]) | (offset % size != 0))
+        offset = np.array(pointers & np.uint64((1 << RANGE) - 1), dtype=np.int64) - HALF
+        wrong = np.asarray(mask & ((offset < 0) | (offset + size > sizes[index]) | (offset % size != 0)))
         if wrong.any():
             lane = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            raise OutOfBounds(f"{access} of {size} bytes {self._where(index[lane], offset[lane], pointers[lane])}")
-        return (bases[index] + offset).astype(np.uint64)
+            where = self._where(index[lane], np.asarray(offset)[lane], pointers[lane])
+            raise OutOfBounds(f"{access} of {size} bytes {where}")
+        return np.array(bases[index] + offset, dtype=np.uint64)
 
     def _where(self, index: int, offset: int, pointer: int) -> str:
         if index == 0:
