@@ -23,8 +23,11 @@ def grid_barrier(counter_ptr, target):
 
 
 @triton.jit
-def mix_kernel(x_ptr, counter_ptr, steps, PROGRAMS: tl.constexpr, BARRIER: tl.constexpr):
-    """x[t + 1, p] = sum of (q + 1) x[t, q] over q, plus x[t, p]: a step needs all of the step before."""
+def mix_kernel(x_ptr, counter_ptr, steps, PROGRAMS: tl.constexpr, BARRIER: tl.constexpr, EARLY: tl.constexpr = 0):
+    """x[t + 1, p] = sum of (q + 1) x[t, q] over q, plus x[t, p]: a step needs all of the step before.
+
+    EARLY is for how many programs the barrier fails to wait.
+    """
     p = tl.program_id(0)
     q = tl.arange(0, PROGRAMS)
     for t in range(steps):
@@ -32,20 +35,7 @@ def mix_kernel(x_ptr, counter_ptr, steps, PROGRAMS: tl.constexpr, BARRIER: tl.co
         own = tl.load(x_ptr + t * PROGRAMS + p)
         tl.store(x_ptr + (t + 1) * PROGRAMS + p, (tl.sum(row * (q + 1), 0) + own) % 1009)
         if BARRIER:
-            grid_barrier(counter_ptr, (t + 1) * PROGRAMS)
-
-
-@triton.jit
-def overwrite_kernel(x_ptr, counter_ptr, steps, PROGRAMS: tl.constexpr):
-    """As above, but in two rows that take turns, with a barrier only after every other step: wrong if one lags."""
-    p = tl.program_id(0)
-    q = tl.arange(0, PROGRAMS)
-    for t in range(steps):
-        source = x_ptr + t % 2 * PROGRAMS
-        total = tl.sum(tl.load(source + q) * (q + 1), 0) + tl.load(source + p)
-        tl.store(x_ptr + (t + 1) % 2 * PROGRAMS + p, total % 1009)
-        if t % 2 == 0:
-            grid_barrier(counter_ptr, (t // 2 + 1) * PROGRAMS)
+            grid_barrier(counter_ptr, (t + 1) * PROGRAMS - EARLY)
 
 
 @triton.jit
@@ -142,12 +132,12 @@ def mixed(steps: int) -> list[list[int]]:
     return rows
 
 
-def mix(barrier: bool, seed: int, everywhere: bool = False) -> tuple[bool, int]:
+def mix(barrier: bool, seed: int, everywhere: bool = False, early: int = 0) -> tuple[bool, int]:
     """Whether the kernel computed what it should, and how often the baton was handed on."""
     x = torch.full((STEPS + 1, PROGRAMS), 10_000, dtype=torch.int32)
     x[0] = torch.arange(1, PROGRAMS + 1)
     with schedule(seed, everywhere=everywhere) as order:
-        mix_kernel[(PROGRAMS,)](x, torch.zeros(1, dtype=torch.int32), STEPS, PROGRAMS, barrier)
+        mix_kernel[(PROGRAMS,)](x, torch.zeros(1, dtype=torch.int32), STEPS, PROGRAMS, barrier, early)
     return x.tolist() == mixed(STEPS), order.switches
 
 
@@ -161,14 +151,9 @@ def test_a_missing_barrier_shows() -> None:
     assert sum(mix(False, seed, everywhere=True)[0] for seed in SEEDS) < 5
 
 
-def test_a_barrier_too_few_shows_although_most_orders_get_by() -> None:
-    wrong = 0
-    for seed in SEEDS:
-        x = torch.arange(1, PROGRAMS + 1, dtype=torch.int32).repeat(2, 1)
-        with schedule(seed):
-            overwrite_kernel[(PROGRAMS,)](x, torch.zeros(1, dtype=torch.int32), STEPS, PROGRAMS)
-        wrong += x[STEPS % 2].tolist() != mixed(STEPS)[STEPS]
-    assert wrong > 0
+def test_a_barrier_that_opens_early_shows_although_some_orders_get_by() -> None:
+    right = sum(mix(True, seed, early=1)[0] for seed in SEEDS)
+    assert right <= len(SEEDS) // 2
 
 
 def test_a_seed_is_an_order() -> None:
