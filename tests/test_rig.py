@@ -339,5 +339,11 @@ def test_loops_are_found_wherever_their_blocks_stand(name: str) -> None:
     assert _loops("\n".join(text), syntax) == [[1, 2, 3, 4, 5, 6, 7, 9, 10], [2, 3, 4, 5, 9, 10]]
 
 
+def test_what_runs_where_a_warp_has_come_apart_is_not_in_the_loop() -> None:
+    nop, back, apart = "/*0000*/ NOP ;", "/*0000*/ @P0 BRA `(.L_x_1) ;", "/*0000*/ BRA.DIV UR4, `(.L_x_3) ;"
+    text = [".L_x_1:", nop, apart, ".L_x_2:", back, "/*0000*/ EXIT ;", ".L_x_3:", nop, "/*0000*/ BRA `(.L_x_2) ;"]
+    assert _loops("\n".join(text), SASS) == [[0, 1, 2]]
+
+
 def _loops(text: str, syntax: Syntax) -> list[list[int]]:
     return [sorted(loop) for loop in Listing(text, syntax).loops]

@@ -210,14 +210,13 @@ def test_what_is_masked_out_is_not_accessed() -> None:
         ((16, 12), 0, r"program \(1, 0, 0\): store of . bytes at byte \d+ of 'y_ptr', whose storage has \d+"),
         ((16, 16), -1, r"program \(0, 0, 0\): load of . bytes at byte -\d of 'x_ptr'"),
         ((16, 16), 1 << 20, r"load of . bytes at byte \d+ of 'x_ptr'"),
-        ((0, 16), 0, r"load of . bytes at byte 0 of 'x_ptr', whose storage has 0"),
+        ((0, 16), 0, r"load of . bytes at byte \d+ of 'x_ptr', whose storage has 0"),
     ],
 )
 def test_an_access_outside_of_its_tensor_is_caught(
     dtype: torch.dtype, sizes: tuple[int, int], offset: int, message: str
 ) -> None:
     x, y = (torch.zeros(size, dtype=dtype) for size in sizes)
-    # one program after the other: the first that fails is the one that is named
     with pytest.raises(OutOfBounds, match=message):
         copy_kernel[(2,)](x, y, 16, offset, BLOCK=8, MASKED=False)
 
