@@ -53,6 +53,18 @@ def patient_kernel(flag_ptr, gave_up_ptr, LIMIT: tl.constexpr):
 
 
 @triton.jit
+def slow_kernel(x_ptr, flag_ptr, loads):
+    """One program loads often before it opens the barrier that all others wait at."""
+    if tl.program_id(0) == 0:
+        total = 0
+        for i in range(loads):
+            total += tl.load(x_ptr + i % 4)
+        tl.atomic_add(flag_ptr, total)
+    while tl.load(flag_ptr, volatile=True) < 1:
+        pass
+
+
+@triton.jit
 def ticket_kernel(turn_ptr, order_ptr):
     ticket = tl.atomic_add(turn_ptr, 1)
     tl.store(order_ptr + ticket, tl.program_id(0))
@@ -185,10 +197,16 @@ def test_a_barrier_with_a_program_too_few_is_a_deadlock() -> None:
         mix_kernel[(PROGRAMS - 1,)](x, torch.zeros(1, dtype=torch.int32), STEPS, PROGRAMS, True)
 
 
+def test_whoever_is_busy_is_waited_for() -> None:
+    for seed in range(5):
+        with schedule(seed, everywhere=True):
+            slow_kernel[(4,)](torch.ones(4, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 150)
+
+
 def test_a_kernel_may_give_up_by_itself() -> None:
     gave_up = torch.zeros(1, dtype=torch.int32)
-    patient_kernel[(1,)](torch.zeros(1, dtype=torch.int32), gave_up, 500)
-    assert gave_up.item() == 500
+    patient_kernel[(1,)](torch.zeros(1, dtype=torch.int32), gave_up, 200)
+    assert gave_up.item() == 200
     with pytest.raises(Deadlock):
         patient_kernel[(1,)](torch.zeros(1, dtype=torch.int32), gave_up, 2000)
     with schedule(0, patience=5000):

@@ -26,7 +26,7 @@ from rig.scheduler import Deadlock, Index, Scheduler
 
 __all__ = ["Deadlock", "OutOfBounds", "Schedule", "install", "schedule"]
 
-PATIENCE = 1000
+PATIENCE = 300
 
 
 class Schedule:
@@ -50,8 +50,8 @@ def schedule(seed: int, *, everywhere: bool = False, patience: int = PATIENCE) -
         seed: the same seed, the same order.
         everywhere: switch at ordinary loads and stores as well, and not at atomics and volatile loads alone: slower,
             and finds more.
-        patience: polls per program, none of which sees memory change, after which :class:`Deadlock` is raised. Raise it
-            for a kernel that gives up by itself after more.
+        patience: polls of every program that has not ended, with no change of memory, after which :class:`Deadlock` is
+            raised. Raise it for a kernel that gives up by itself after more.
     """
     _schedules.append(Schedule(seed, everywhere, patience))
     try:

@@ -30,6 +30,7 @@ class _Program(threading.Thread):
         self.body = run
         self.scheduler = scheduler
         self.weight = weight
+        self.polls = 0.0  # since memory last changed
         self.baton = threading.Semaphore(0)
 
     def run(self) -> None:
@@ -52,7 +53,8 @@ class Scheduler:
             the others shows what they overwrite too early.
         everywhere: whether the baton may be handed on at ordinary loads and stores as well; always at atomics and
             volatile loads.
-        patience: polls per running program, none of which sees memory change, until a spin is said to have no end.
+        patience: polls of every program that has not ended, with no change of memory, until a spin is said to have no
+            end. A program that is busy with something else keeps the others waiting for as long as it takes.
         resume: told the index of the program that goes on.
     """
 
@@ -70,7 +72,6 @@ class Scheduler:
         self._everywhere = everywhere
         self._patience = patience
         self._resume = resume
-        self._polls = 0.0
         self._done = threading.Semaphore(0)
         self._error: BaseException | None = None
         self._running = self._live[0]
@@ -93,11 +94,13 @@ class Scheduler:
 
     def access(self, poll: bool) -> None:
         """A program is about to access memory; a poll may be part of a spin."""
-        self._polls += 1 if poll else ORDINARY
-        if self._polls > self._patience * len(self._live):
-            raise Deadlock(f"no program has changed memory for so many polls, and {len(self._live)} have not ended")
-        if poll or self._everywhere:
-            running, chosen = self._running, self._choose()
+        running = self._running
+        running.polls += 1 if poll else ORDINARY
+        if running.polls > self._patience and all(program.polls > self._patience for program in self._live):
+            raise Deadlock(f"all that are left, {len(self._live)} programs, have polled {self._patience} times in vain")
+        # whoever has loaded for so long may be in a spin that is not volatile: it must not keep the baton for ever
+        if poll or self._everywhere or running.polls > self._patience:
+            chosen = self._choose()
             if chosen is not running:
                 self._hand_over(chosen)
                 running.baton.acquire()
@@ -106,7 +109,8 @@ class Scheduler:
 
     def changed(self) -> None:
         """A program has changed memory: whoever waits may go on."""
-        self._polls = 0.0
+        for program in self._live:
+            program.polls = 0.0
 
     def finished(self, program: _Program, error: BaseException | None) -> None:
         """A program has ended, in its own thread."""
@@ -114,7 +118,6 @@ class Scheduler:
         if isinstance(error, _Abandoned):
             return
         self._error = error
-        self._polls = 0.0
         if error is None and self._live:
             self._hand_over(self._choose())
         else:
