@@ -1,0 +1,201 @@
+"""A call of a layer's operator as the kernels want it: matrices with a row per step and sequence, weights per direction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from fastrnn.reference import CELLS, Cell, compute_dtype, split_weights
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that both operators of :mod:`fastrnn._ops` share, laid out for kernels.
+
+    Attributes:
+        cell: the cell.
+        x: ``(N, I)``, row-major.
+        h0, c0: ``(D, B, H)`` contiguous, or None.
+        w_ih: per direction ``(G*H, I)``.
+        w_hh: ``(D, G*H, H)`` contiguous.
+        bias: ``(D, W*H)`` in the compute dtype, what is added to each pre-activation; a GRU's fourth is b_hn.
+        steps, batch, inputs, hidden, directions, rows: T, B, I, H, D, N.
+        rows_shape: the shape of ``y`` but for its features.
+        first: first row of every step and, last, N, where sequences are packed; on the device ``first_row``.
+        lengths: int32 ``(B,)`` on the device, of packed sequences too, or None.
+        reset: uint8 ``(T, B)`` contiguous or None.
+    """
+
+    cell: Cell
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    w_ih: tuple[Tensor, ...]
+    w_hh: Tensor
+    bias: Tensor
+    steps: int
+    batch: int
+    rows_shape: tuple[int, ...]
+    first: tuple[int, ...] | None
+    first_row: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        cell: str,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+        bidirectional: bool,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> "Call":
+        """Check what the kernels rely on and lay it out.
+
+        Raises:
+            RuntimeError: the arguments do not fit together.
+        """
+        if cell not in CELLS:
+            raise RuntimeError(f"cell: expected rnn_tanh, rnn_relu, lstm or gru, got {cell}")
+        spec, directions = CELLS[cell], 2 if bidirectional else 1
+        _check(batch_sizes is None or lengths is None, "lengths: expected None with batch_sizes")
+        dims = 3 if batch_sizes is None else 2
+        _check(x.dim() == dims, f"x: expected {dims} dimensions, got {x.dim()}")
+        counts = (2 * directions, 4 * directions)
+        _check(len(weights) in counts, f"weights: expected {counts[0]} or {counts[1]}, got {len(weights)}")
+        _check(weights[1].dim() == 2, f"w_hh: expected 2 dimensions, got {weights[1].dim()}")
+        hidden, rows = weights[1].shape[1], spec.gates * weights[1].shape[1]
+        each = {"w_ih": (rows, x.shape[-1]), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
+        for name, w in zip([*each][: len(weights) // directions] * directions, weights, strict=True):
+            _check_tensor(name, w, each[name], x.dtype)
+        first: tuple[int, ...] | None = None
+        first_row: Tensor | None = None
+        if batch_sizes is None:
+            steps, batch = x.shape[0], x.shape[1]
+            _check(steps > 0, "x: expected at least one step, got none")
+            if lengths is not None:
+                _check_tensor("lengths", lengths, (batch,), torch.int64)
+                lengths = lengths.to(x.device, torch.int32)
+        else:
+            first, first_row, lengths = _packed(batch_sizes, x)
+            steps, batch = len(first) - 1, first[1]
+        for name, state in (("h0", h0), ("c0", c0)):
+            if state is not None:
+                _check_tensor(name, state, (directions, batch, hidden), x.dtype)
+        if reset is not None:
+            _check_tensor("reset", reset, (steps, batch), torch.bool)
+            reset = reset.contiguous().view(torch.uint8)
+        split = split_weights(weights, bidirectional)
+        return cls(
+            cell=spec,
+            x=_matrix(x),
+            h0=None if h0 is None else h0.contiguous(),
+            c0=None if c0 is None or not spec.has_c else c0.contiguous(),
+            w_ih=tuple(w[0] for w in split if w[0] is not None),
+            w_hh=torch.stack([w[1] for w in split if w[1] is not None]) if bidirectional else weights[1].contiguous()[None],
+            bias=torch.stack([_bias(spec, hidden, w[2], w[3], x) for w in split]),
+            steps=steps,
+            batch=batch,
+            rows_shape=tuple(x.shape[:-1]),
+            first=first,
+            first_row=first_row,
+            lengths=lengths,
+            reset=reset,
+        )
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.x.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """I."""
+        return self.x.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.w_hh.shape[2]
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return self.w_hh.shape[0]
+
+    @property
+    def gates(self) -> int:
+        """G, the gates that W_hh has rows for."""
+        return self.cell.gates
+
+    @property
+    def width(self) -> int:
+        """W, the pre-activations per unit: the gates, and one more of a GRU, whose n keeps two sums apart."""
+        return max(self.cell.tape, 1)
+
+    @property
+    def compute(self) -> torch.dtype:
+        """The dtype of states and sums."""
+        return compute_dtype(self.x.dtype)
+
+    def span(self, d: int, s0: int, s1: int) -> tuple[int, int]:
+        """The rows that direction ``d`` visits in processing steps ``s0 … s1 - 1``: from, to."""
+        t0, t1 = (s0, s1) if d == 0 else (self.steps - s1, self.steps - s0)
+        return (t0 * self.batch, t1 * self.batch) if self.first is None else (self.first[t0], self.first[t1])
+
+    def most_rows(self, steps: int) -> int:
+        """The most rows that any ``steps`` steps have."""
+        return min(steps, self.steps) * self.batch if self.first is None else self.first[min(steps, self.steps)]
+
+    def carried(self, start: Tensor | None) -> Tensor:
+        """A state to be carried along, ``(D, B, H)`` in the compute dtype, from ``start`` or zeros; a copy in any case."""
+        if start is None:
+            return self.x.new_zeros((self.directions, self.batch, self.hidden), dtype=self.compute)
+        return torch.empty_like(start, dtype=self.compute, memory_format=torch.contiguous_format).copy_(start)
+
+
+def _check(right: bool, message: str) -> None:
+    if not right:
+        raise RuntimeError(message)
+
+
+def _check_tensor(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _check(tuple(t.shape) == shape, f"{name}: expected size {list(shape)}, got {list(t.shape)}")
+    _check(t.dtype == dtype, f"{name}: expected {dtype}, got {t.dtype}")
+
+
+def _packed(batch_sizes: Tensor, x: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """First rows of the steps and N, the same on the device, and the lengths of the sequences."""
+    _check(batch_sizes.dtype == torch.int64, f"batch_sizes: expected torch.int64, got {batch_sizes.dtype}")
+    _check(batch_sizes.dim() == 1 and len(batch_sizes) > 0, "batch_sizes: expected one dimension and at least one step")
+    sizes = batch_sizes.cpu()
+    falls = bool((sizes > 0).all()) and bool((sizes[1:] <= sizes[:-1]).all())
+    _check(falls, "batch_sizes: expected positive numbers that never rise")
+    first = (0, *accumulate(sizes.tolist()))
+    _check(first[-1] == len(x), f"batch_sizes: expected a sum of {len(x)}, the rows of x, got {first[-1]}")
+    # Row b is alive in as many steps as have more than b rows: steps with few rows come last.
+    lengths = torch.searchsorted(sizes.flip(0), torch.arange(first[1]), right=True)
+    table = torch.cat([torch.tensor(first), len(sizes) - lengths]).to(x.device)
+    return first, table[: len(first)], table[len(first) :].to(torch.int32)
+
+
+def _bias(spec: Cell, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None, x: Tensor) -> Tensor:
+    compute, width = compute_dtype(x.dtype), max(spec.tape, 1) * hidden
+    if b_ih is None or b_hh is None:
+        return x.new_zeros(width, dtype=compute)
+    if spec.name != "gru":
+        return b_ih.to(compute) + b_hh.to(compute)
+    both = b_ih[: 2 * hidden].to(compute) + b_hh[: 2 * hidden].to(compute)
+    return torch.cat([both, b_ih[2 * hidden :].to(compute), b_hh[2 * hidden :].to(compute)])
+
+
+def _matrix(t: Tensor) -> Tensor:
+    """All steps as rows of a row-major matrix; copied only where strides do not have it so."""
+    matrix = t.reshape(-1, t.shape[-1]) if t.dim() == 3 else t
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()

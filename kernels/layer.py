@@ -1,0 +1,312 @@
+"""A layer on a GPU: the two operators of :mod:`fastrnn._ops` by the kernels of this package, following a plan.
+
+The recurrence is a strategy's kernel; the products over all steps (input, dx, dW) and sums are torch's. Where memory
+asks for it both are cut in chunks of time, so that pre-activations and their gradients exist for a chunk only. Nothing
+waits for the device. What torch's own products do with float32 (tf32 or not) is torch's setting for them,
+``torch.backends.cuda.matmul``; the recurrence follows the plan.
+
+The full tape holds the gates that :mod:`fastrnn.kernels.gates` keeps, in its order; ``pre`` is computed into it first.
+"""
+
+import torch
+from torch import Tensor
+
+from fastrnn._ops import LEAN_CHUNK, Gradients, Outputs
+from fastrnn.kernels import resident, states
+from fastrnn.kernels.call import Call
+from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.tiles import cdiv, padded
+
+WORKSPACE = 256 * 2**20  # bytes that the buffers of a chunk of time may take, about
+BATCH_TILE, UNIT_TILE = 8, 64  # of the element-wise kernels
+
+STRATEGIES = {"resident": resident}
+
+
+def forward(
+    plan: Plan,
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    tape: str,
+    cells: bool,
+) -> Outputs:
+    """``fastrnn::layer_forward``; arguments and results as described in :mod:`fastrnn._ops`, after the plan."""
+    if tape not in ("none", "full", "lean"):
+        raise RuntimeError(f"tape: expected none, full or lean, got {tape}")
+    call = Call.of(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset)
+    has_c, gated = call.cell.has_c, call.width > 1
+    features = call.directions * call.hidden
+    y = x.new_empty((*call.rows_shape, features))
+    h, c = call.carried(call.h0), call.carried(call.c0) if has_c else None
+    nothing = x.new_empty((0,), dtype=call.compute)
+    all_cells = y.new_empty(y.shape, dtype=call.compute) if has_c and (cells or tape == "full") else None
+    whole = tape == "full" and gated
+    steps = call.steps if whole else _chunk_steps(call, call.width * call.compute.itemsize)
+    rows = call.rows if whole else call.most_rows(steps)
+    pre = x.new_empty((call.directions, rows, call.width * call.hidden), dtype=call.compute)
+    borders = None
+    if tape == "lean" and has_c:
+        shape = (call.directions, cdiv(call.steps, LEAN_CHUNK), call.batch, call.hidden)
+        borders = x.new_empty(shape, dtype=call.compute)
+    for s0 in range(0, call.steps, steps):
+        s1 = min(s0 + steps, call.steps)
+        _input_product(call, pre, s0, s1, whole)
+        if call.batch > 0:
+            STRATEGIES[plan.strategy].forward(plan, call, pre, h, c, y, all_cells, borders, s0, s1, whole)
+    kept = pre if whole else nothing if borders is None else borders
+    return (
+        y,
+        h.to(x.dtype),
+        x.new_empty((0,)) if c is None else c.to(x.dtype),
+        nothing if all_cells is None else all_cells,
+        kept,
+    )
+
+
+def backward(
+    plan: Plan,
+    cell: str,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dcells: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    y: Tensor,
+    cells: Tensor,
+    tape: Tensor,
+    tape_kind: str,
+    need_x: bool,
+    need_h0: bool,
+    need_c0: bool,
+    need_weights: bool,
+) -> Gradients:
+    """``fastrnn::layer_backward``; arguments and results as described in :mod:`fastrnn._ops`, after the plan."""
+    if tape_kind not in ("full", "lean"):
+        raise RuntimeError(f"tape: expected full or lean in backward, got {tape_kind}")
+    call = Call.of(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset)
+    has_c, gated = call.cell.has_c, call.width > 1
+    again = tape_kind == "lean" and gated
+    _check_saved(call, dy, dh_n, dc_n, dcells, y, cells, tape, tape_kind)
+    dy, dcells = (None if g is None else g.to(t).contiguous() for g, t in ((dy, x.dtype), (dcells, call.compute)))
+    y, cells, tape = y.contiguous(), cells.contiguous(), tape.contiguous()
+    dh, dc = call.carried(dh_n), call.carried(dc_n) if has_c else None
+
+    # Per row and unit: dpre and, where they are needed, the states before, and gates with their products again.
+    per_unit = (call.width + 1) * x.element_size() + has_c * call.compute.itemsize
+    if again:
+        per_unit += (call.width + call.gates + has_c) * call.compute.itemsize
+    steps = _chunk_steps(call, per_unit, LEAN_CHUNK if again and has_c else 1)
+    rows = call.most_rows(steps)
+
+    def local(columns: int, dtype: torch.dtype) -> Tensor:
+        return x.new_empty((call.directions, rows, columns), dtype=dtype)
+
+    dpre = local(call.width * call.hidden, x.dtype)
+    h_before = local(call.hidden, x.dtype)
+    c_before = local(call.hidden, call.compute) if has_c else None
+    gates: Tensor | None = tape if gated else None
+    recurrent = None
+    state = cells if has_c else h_before if gated else y
+    if again:
+        gates, recurrent = local(call.width * call.hidden, call.compute), local(call.gates * call.hidden, call.compute)
+        state = local(call.hidden, call.compute) if has_c else h_before
+    # Two directions add up in dx.
+    dx = x.new_empty((0,)) if not need_x else (x.new_zeros if bidirectional else x.new_empty)(call.x.shape)
+    sums = [_WeightGradients(call, d) for d in range(call.directions)] if need_weights else []
+    for s0 in reversed(range(0, call.steps, steps)):
+        s1 = min(s0 + steps, call.steps)
+        if call.batch == 0:
+            break
+        _states_before(call, y, call.h0, h_before, s0, s1)
+        if gates is not None and recurrent is not None:
+            _gates_again(call, gates, recurrent, h_before, tape, state, c_before, s0, s1)
+        elif c_before is not None:
+            _states_before(call, cells, call.c0, c_before, s0, s1)
+        STRATEGIES[plan.strategy].backward(
+            plan, call, gates, state, c_before, dy, dcells, dpre, dh, dc, s0, s1, whole=not again
+        )
+        for d in range(call.directions):
+            lo, hi = call.span(d, s0, s1)
+            if need_x:
+                _add_product(dpre[d, : hi - lo, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], bidirectional)
+            if need_weights:
+                sums[d].add(dpre[d, : hi - lo], h_before[d, : hi - lo], _alive_rows(call, lo, hi))
+    nothing = x.new_empty((0,))
+    dweights = [g for s in sums for g in s.results(len(weights) // call.directions)]
+    return (
+        dx.reshape(x.shape) if need_x else nothing,
+        dh.to(x.dtype) if need_h0 and h0 is not None else x.new_empty((0,)),
+        dc.to(x.dtype) if dc is not None and need_c0 and c0 is not None else x.new_empty((0,)),
+        dweights if need_weights else [x.new_empty((0,)) for _ in weights],
+    )
+
+
+def _check_saved(
+    call: Call,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dcells: Tensor | None,
+    y: Tensor,
+    cells: Tensor,
+    tape: Tensor,
+    tape_kind: str,
+) -> None:
+    """What autograd hands back must be what forward gave."""
+    all_steps = (*call.rows_shape, call.directions * call.hidden)
+    one = (call.directions, call.batch, call.hidden)
+    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        *(("dy", dy, all_steps), ("dcells", dcells, all_steps), ("dh_n", dh_n, one), ("dc_n", dc_n, one)),
+        ("y", y, all_steps),
+    ]
+    if tape_kind == "full" and call.cell.has_c:
+        expected.append(("cells", cells, all_steps))
+    if tape_kind == "full" and call.width > 1:
+        expected.append(("tape", tape, (call.directions, call.rows, call.width * call.hidden)))
+    if tape_kind == "lean" and call.cell.has_c:
+        expected.append(("tape", tape, (call.directions, cdiv(call.steps, LEAN_CHUNK), call.batch, call.hidden)))
+    for name, t, shape in expected:
+        if t is not None and tuple(t.shape) != shape:
+            raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(t.shape)}")
+
+
+def _chunk_steps(call: Call, per_unit: int, multiple: int = 1) -> int:
+    """As many steps, a multiple of ``multiple``, as have room at ``per_unit`` bytes per row, unit and direction."""
+    fit = WORKSPACE // max(call.directions * call.batch * call.hidden * per_unit * multiple, 1)
+    return min(max(fit, 1) * multiple, cdiv(call.steps, multiple) * multiple)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a b``, summed, and where ``out`` is wider than the factors also returned, in float32."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+def _add_product(a: Tensor, b: Tensor, into: Tensor, add: bool) -> None:
+    if add:
+        into.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=into)
+
+
+def _input_product(call: Call, pre: Tensor, s0: int, s1: int, whole: bool) -> None:
+    """``x W_ih'`` of a chunk into ``pre``."""
+    for d in range(call.directions):
+        lo, hi = call.span(d, s0, s1)
+        start = lo if whole else 0
+        out = pre[d, start : start + hi - lo, : call.gates * call.hidden]
+        _multiply(call.x[lo:hi], call.w_ih[d].t(), out)
+
+
+def _alive_rows(call: Call, lo: int, hi: int) -> Tensor:
+    """The rows of x; zero behind the sequences' ends, where x may hold anything, even NaN."""
+    x = call.x[lo:hi]
+    if call.lengths is None or call.first is not None:
+        return x
+    t = torch.arange(lo // call.batch, hi // call.batch, device=x.device)
+    return x.masked_fill((t[:, None] >= call.lengths).reshape(-1, 1), 0.0)
+
+
+def _states_before(call: Call, after: Tensor, initial: Tensor | None, before: Tensor, s0: int, s1: int) -> None:
+    grid = (s1 - s0, cdiv(call.batch, BATCH_TILE), call.directions)
+    states.states_before[grid](
+        *(after, initial, before, call.lengths, call.first_row, call.reset),
+        *(call.steps, call.batch, before.shape[1], s0, s1),
+        H=call.hidden,
+        HP=min(padded(call.hidden), 256),
+        BB=BATCH_TILE,
+        num_warps=4,
+    )
+
+
+def _gates_again(
+    call: Call,
+    gates: Tensor,
+    recurrent: Tensor,
+    h_before: Tensor,
+    borders: Tensor,
+    cells: Tensor,
+    c_before: Tensor | None,
+    s0: int,
+    s1: int,
+) -> None:
+    """The gates of a chunk from x, the states before each step and, for an LSTM, the cell state kept at s0."""
+    _input_product(call, gates, s0, s1, whole=False)
+    for d in range(call.directions):
+        lo, hi = call.span(d, s0, s1)
+        _multiply(h_before[d, : hi - lo], call.w_hh[d].t(), recurrent[d, : hi - lo])
+    tile = min(padded(call.hidden), UNIT_TILE)
+    grid = (cdiv(call.batch, BATCH_TILE), cdiv(call.hidden, tile), call.directions)
+    states.gates_again[grid](
+        *(gates, recurrent, call.bias, borders, cells, c_before, call.lengths, call.first_row, call.reset),
+        *(call.steps, call.batch, gates.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+        CELL=call.cell.name,
+        H=call.hidden,
+        W=call.width,
+        G=call.gates,
+        BB=BATCH_TILE,
+        HP=tile,
+        CHUNK=LEAN_CHUNK,
+        num_warps=4,
+    )
+
+
+class _WeightGradients:
+    """The gradients of one direction's weights, summed over chunks in the compute dtype."""
+
+    def __init__(self, call: Call, d: int) -> None:
+        rows, compute = call.gates * call.hidden, call.compute
+        self.call = call
+        self.w_ih = call.x.new_zeros((rows, call.inputs), dtype=compute)
+        self.w_hh = call.x.new_zeros((rows, call.hidden), dtype=compute)
+        self.bias = call.x.new_zeros((call.width * call.hidden,), dtype=compute)
+        self.any = False
+
+    def add(self, dpre: Tensor, h_before: Tensor, x: Tensor) -> None:
+        """A chunk: ``dpre (n, W*H), h_before (n, H), x (n, I)``."""
+        hidden = self.call.hidden
+        self._sum(dpre[:, : self.call.gates * hidden], x, self.w_ih)
+        if self.call.width == self.call.gates:
+            self._sum(dpre, h_before, self.w_hh)
+        else:  # a GRU's third gate has the product with W_hn in its fourth pre-activation
+            self._sum(dpre[:, : 2 * hidden], h_before, self.w_hh[: 2 * hidden])
+            self._sum(dpre[:, 3 * hidden :], h_before, self.w_hh[2 * hidden :])
+        self.bias += dpre.sum(0, dtype=self.bias.dtype)
+        self.any = True
+
+    def _sum(self, dpre: Tensor, factor: Tensor, into: Tensor) -> None:
+        if not self.any:
+            _multiply(dpre.t(), factor, into)
+        elif dpre.dtype == into.dtype:
+            into.addmm_(dpre.t(), factor)
+        else:
+            partial = torch.empty_like(into)
+            _multiply(dpre.t(), factor, partial)
+            into += partial
+
+    def results(self, count: int) -> list[Tensor]:
+        """The gradients of ``w_ih, w_hh`` and, if there are four, of ``b_ih, b_hh``, in storage, no two in one memory."""
+        hidden, rows, dtype = self.call.hidden, self.call.gates * self.call.hidden, self.call.x.dtype
+        b_hh = self.bias
+        if self.call.width != self.call.gates:
+            b_hh = torch.cat([self.bias[: 2 * hidden], self.bias[3 * hidden :]])
+        biases = [self.bias[:rows].to(dtype, copy=True), b_hh.to(dtype, copy=True)]
+        return [self.w_ih.to(dtype), self.w_hh.to(dtype), *biases][:count]
