@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK, Gradients, Outputs
-from fastrnn.kernels import resident, states
+from fastrnn.kernels import resident, states, stepwise
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.plan import Plan
-from fastrnn.kernels.tiles import cdiv, padded
+from fastrnn.kernels.tiles import cdiv, multiply, padded
 
 WORKSPACE = 256 * 2**20  # bytes that the buffers of a chunk of time may take, about
 BATCH_TILE, UNIT_TILE = 8, 64  # of the element-wise kernels
 
-STRATEGIES = {"resident": resident}
+STRATEGIES = {"resident": resident, "stepwise": stepwise}
 
 
 def forward(
@@ -142,7 +142,7 @@ def backward(
         for d in range(call.directions):
             lo, hi = call.span(d, s0, s1)
             if need_x:
-                _add_product(dpre[d, : hi - lo, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], bidirectional)
+                multiply(dpre[d, : hi - lo, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], add=bidirectional)
             if need_weights:
                 sums[d].add(dpre[d, : hi - lo], h_before[d, : hi - lo], _alive_rows(call, lo, hi))
     nothing = x.new_empty((0,))
@@ -190,30 +190,13 @@ def _chunk_steps(call: Call, per_unit: int, multiple: int = 1) -> int:
     return min(max(fit, 1) * multiple, cdiv(call.steps, multiple) * multiple)
 
 
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """``out = a b``, summed, and where ``out`` is wider than the factors also returned, in float32."""
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    elif a.is_cuda:
-        torch.mm(a, b, out_dtype=out.dtype, out=out)
-    else:
-        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
-
-
-def _add_product(a: Tensor, b: Tensor, into: Tensor, add: bool) -> None:
-    if add:
-        into.addmm_(a, b)
-    else:
-        torch.mm(a, b, out=into)
-
-
 def _input_product(call: Call, pre: Tensor, s0: int, s1: int, whole: bool) -> None:
     """``x W_ih'`` of a chunk into ``pre``."""
     for d in range(call.directions):
         lo, hi = call.span(d, s0, s1)
         start = lo if whole else 0
         out = pre[d, start : start + hi - lo, : call.gates * call.hidden]
-        _multiply(call.x[lo:hi], call.w_ih[d].t(), out)
+        multiply(call.x[lo:hi], call.w_ih[d].t(), out)
 
 
 def _alive_rows(call: Call, lo: int, hi: int) -> Tensor:
@@ -252,7 +235,7 @@ def _gates_again(
     _input_product(call, gates, s0, s1, whole=False)
     for d in range(call.directions):
         lo, hi = call.span(d, s0, s1)
-        _multiply(h_before[d, : hi - lo], call.w_hh[d].t(), recurrent[d, : hi - lo])
+        multiply(h_before[d, : hi - lo], call.w_hh[d].t(), recurrent[d, : hi - lo])
     tile = min(padded(call.hidden), UNIT_TILE)
     grid = (cdiv(call.batch, BATCH_TILE), cdiv(call.hidden, tile), call.directions)
     states.gates_again[grid](
@@ -293,14 +276,7 @@ class _WeightGradients:
         self.any = True
 
     def _sum(self, dpre: Tensor, factor: Tensor, into: Tensor) -> None:
-        if not self.any:
-            _multiply(dpre.t(), factor, into)
-        elif dpre.dtype == into.dtype:
-            into.addmm_(dpre.t(), factor)
-        else:
-            partial = torch.empty_like(into)
-            _multiply(dpre.t(), factor, partial)
-            into += partial
+        multiply(dpre.t(), factor, into, add=self.any)
 
     def results(self, count: int) -> list[Tensor]:
         """The gradients of ``w_ih, w_hh`` and, if there are four, of ``b_ih, b_hh``, in storage, no two in one memory."""

@@ -9,5 +9,6 @@ class Plan:
     depth: int = 64
     warps: int = 4
     stages: int = 2
+    product: str = "fused"
     precision: str = "ieee"
     reason: str = ""

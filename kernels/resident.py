@@ -86,13 +86,11 @@ def resident_forward(
         operand = h.to(w_ptr.dtype.element_ty)
         sums = ()
         for k in tl.static_range(G):
+            product = tl.dot(operand, ws[k], input_precision=PRECISION, out_dtype=h.dtype)
             if CELL == "gru" and k == 2:
-                start = tl.broadcast_to(bias[3], (BB, HP))
+                sums = sums + (pre[2] + bias[2], product + bias[3])
             else:
-                start = pre[k] + bias[k]
-            sums = sums + (tl.dot(operand, ws[k], start, input_precision=PRECISION, out_dtype=start.dtype),)
-        if CELL == "gru":
-            sums = (sums[0], sums[1], pre[2] + bias[2], sums[2])
+                sums = sums + (product + (pre[k] + bias[k]),)
 
         next_t = time_of(tl.minimum(s + 1, s1 - 1), d, T)
         next_row = row_of(next_t, first_ptr, B) + b0

@@ -1,0 +1,290 @@
+"""The stepwise strategy: a kernel per step, for any size and dtype.
+
+What a step needs of the one before lies in memory between two launches, so there is nothing to synchronise. Forward, each
+program computes the gates of a batch tile and a unit tile: the recurrent product over all of H, the gate mathematics on
+its sums. Backward, a launch first finishes the gradient of its tile's h, the product of the next step's ``dpre`` with
+W_hh. Where a plan says so, both products are torch's (cuBLAS), and the kernels do the gates only.
+
+Buffers are allocated once a call and no launch depends on data: a call can be captured in a CUDA graph. The state
+alternates between two buffers, for a program reads units that another one writes. Grid: (batch tiles x unit tiles,
+directions). Layouts as in :mod:`fastrnn.kernels.resident`; ``h_in, h_out (D, B, H)``; ``recurrent (D, B, G*H)`` or, backward,
+``(D, B, H)``, the products that torch made, or None.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastrnn._ops import LEAN_CHUNK
+from fastrnn.kernels import gates
+from fastrnn.kernels.call import Call
+from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.resident import columns, saved_of_step
+from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
+from fastrnn.kernels.tiles import cdiv, multiply
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "s", "s0", "s1", "chunks"])
+def step_forward(
+    pre_ptr, recurrent_ptr, w_ptr, bias_ptr, h_in_ptr, h_out_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr,
+    lengths_ptr, first_ptr, reset_ptr, T, B, N, s, s0, s1, chunks,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, G: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Processing step s of the chunk s0 … s1 - 1; ``pre`` as in :func:`resident.resident_forward`."""
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    b0, u0 = (tl.program_id(0) // UNIT_TILES).to(tl.int64) * BB, tl.program_id(0) % UNIT_TILES * BU
+    d, D = tl.program_id(1), tl.num_programs(1)
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    length = length_of(b0 + i, in_batch, lengths_ptr, T)
+    t = time_of(s, d, T)
+    row = row_of(t, first_ptr, B) + b0
+    state_mask, alive = in_batch[:, None] & unit, (t < length)[:, None] & unit
+    state_row = d.to(tl.int64) * B + b0
+    state_at = state_row * H + (i[:, None] * H + u[None, :])
+    kept_rows = in_batch
+    if reset_ptr is not None:
+        kept_rows = in_batch & (is_cut(t, d, b0 + i, length, reset_ptr, T, B) == 0)
+    passes = kept_rows[:, None]
+    h_old = tl.load(h_in_ptr + state_at, mask=state_mask, other=0.0)
+    c_old = h_old
+    if c_ptr is not None:
+        c_old = tl.load(c_ptr + state_at, mask=state_mask, other=0.0)
+    if borders_ptr is not None:
+        border = borders_ptr + ((d * chunks + s // CHUNK).to(tl.int64) * B + b0) * H
+        tl.store(border + (i[:, None] * H + u[None, :]), c_old, mask=state_mask & (s % CHUNK == 0))
+    h, c = tl.where(passes, h_old, 0.0), tl.where(passes, c_old, 0.0)
+
+    products = ()
+    if recurrent_ptr is not None:
+        at = state_row * (G * H) + (i[:, None] * (G * H) + u[None, :])
+        products = columns(recurrent_ptr, at, passes & unit, H, G)
+    else:
+        for _ in tl.static_range(G):
+            products = products + (tl.zeros((BB, BU), h.dtype),)
+        for k0 in range(0, H, BK):
+            k = k0 + tl.arange(0, BK)
+            depth = k < H
+            operand = tl.load(
+                h_in_ptr + state_row * H + (i[:, None] * H + k[None, :]), mask=passes & depth[None, :], other=0.0
+            ).to(w_ptr.dtype.element_ty)
+            sums = ()
+            for g in tl.static_range(G):
+                w_at = d * (G * H * H) + (g * H + u[None, :]) * H + k[:, None]
+                w = tl.load(w_ptr + w_at, mask=depth[:, None] & unit, other=0.0)
+                sums = sums + (tl.dot(operand, w, products[g], input_precision=PRECISION, out_dtype=h.dtype),)
+            products = sums
+
+    IN: tl.constexpr = 3 if CELL == "gru" else W
+    pre_ptr += (d.to(tl.int64) * N - base_row(s0, s1, d, T, first_ptr, B, WHOLE) + row) * (W * H)
+    pre_at = i[:, None] * (W * H) + u[None, :]
+    pre = columns(pre_ptr, pre_at, alive, H, IN)
+    bias = columns(bias_ptr + d * (W * H), u[None, :], unit, H, W)
+    sums = ()
+    for g in tl.static_range(G):
+        if CELL == "gru" and g == 2:
+            sums = sums + (pre[2] + bias[2], products[2] + bias[3])
+        else:
+            sums = sums + (products[g] + (pre[g] + bias[g]),)
+    kept, h_new, c_new = gates.forward(sums, h, c, CELL)
+
+    y_mask = state_mask
+    if first_ptr is not None:
+        y_mask = alive
+    y_at = row * (D * H) + d * H + (i[:, None] * (D * H) + u[None, :])
+    tl.store(y_ptr + y_at, tl.where(alive, h_new, 0.0).to(y_ptr.dtype.element_ty), mask=y_mask)
+    tl.store(h_out_ptr + state_at, tl.where(alive, h_new, h_old), mask=state_mask)
+    if c_ptr is not None:
+        tl.store(c_ptr + state_at, c_new, mask=alive)
+    if cells_ptr is not None:
+        tl.store(cells_ptr + y_at, tl.where(alive, c_new, 0.0), mask=y_mask)
+    if WHOLE and W > 1:
+        for g in tl.static_range(W):
+            tl.store(pre_ptr + g * H + pre_at, kept[g], mask=alive)
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "M", "s", "s0", "s1"])
+def step_backward(
+    gates_ptr, state_ptr, c_prev_ptr, recurrent_ptr, w_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+    lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s, s0, s1,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, G: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Processing step s of the chunk s0 … s1 - 1, or with s = s0 - 1 only what step s0 sends to the state before it.
+
+    ``dh`` holds what comes to a state by other ways than W_hh: the whole gradient at first and at last.
+    Other arguments as in :func:`resident.resident_backward`.
+    """
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    b0, u0 = (tl.program_id(0) // UNIT_TILES).to(tl.int64) * BB, tl.program_id(0) % UNIT_TILES * BU
+    d, D = tl.program_id(1), tl.num_programs(1)
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    length = length_of(b0 + i, in_batch, lengths_ptr, T)
+    state_mask = in_batch[:, None] & unit
+    state_row = d.to(tl.int64) * B + b0
+    state_at = state_row * H + (i[:, None] * H + u[None, :])
+    local = d.to(tl.int64) * M - base_row(s0, s1, d, T, first_ptr, B, False) + b0
+    dh = tl.load(dh_ptr + state_at, mask=state_mask, other=0.0)
+    if s + 1 < s1:
+        after = time_of(s + 1, d, T)
+        passes = after < length
+        if reset_ptr is not None:
+            passes = passes & (is_cut(after, d, b0 + i, length, reset_ptr, T, B) == 0)
+        if recurrent_ptr is not None:
+            dh += tl.load(recurrent_ptr + state_at, mask=passes[:, None] & unit, other=0.0)
+        else:
+            dpre_after = dpre_ptr + (local + row_of(after, first_ptr, B)) * (W * H)
+            for k0 in range(0, H, BK):
+                k = k0 + tl.arange(0, BK)
+                depth = k < H
+                for g in tl.static_range(G):
+                    PRE: tl.constexpr = 3 if CELL == "gru" and g == 2 else g
+                    factor = tl.load(
+                        dpre_after + PRE * H + (i[:, None] * (W * H) + k[None, :]),
+                        mask=passes[:, None] & depth[None, :],
+                        other=0.0,
+                    )
+                    w_at = d * (G * H * H) + (g * H + k[:, None]) * H + u[None, :]
+                    w = tl.load(w_ptr + w_at, mask=depth[:, None] & unit, other=0.0)
+                    dh = tl.dot(factor, w, dh, input_precision=PRECISION, out_dtype=dh.dtype)
+    if s >= s0:
+        t = time_of(s, d, T)
+        first_row = row_of(t, first_ptr, B)
+        row = first_row + b0
+        alive = (t < length)[:, None] & unit
+        gates_row = local + first_row
+        if WHOLE:
+            gates_row = d.to(tl.int64) * N + row
+        saved, arrives = saved_of_step(
+            gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, gates_row, local + first_row, local + first_row, row,
+            d, D, i, u, alive, CELL, H, W, STATE_WHOLE,
+        )  # fmt: skip
+        dc = dh
+        if dc_ptr is not None:
+            dc = tl.load(dc_ptr + state_at, mask=state_mask, other=0.0)
+        dh_all, dc_all = dh, dc
+        if dy_ptr is not None:
+            dh_all = dh_all + arrives[0].to(dh.dtype)
+        if dcells_ptr is not None:
+            dc_all = dc_all + arrives[-1]
+        given = ()
+        for k in tl.static_range(len(saved)):
+            given = given + (saved[k].to(dh.dtype),)
+        dpre, dh_around, dc_new = gates.backward(given, dh_all, dc_all, CELL)
+        stored_mask = state_mask
+        if first_ptr is not None:
+            stored_mask = alive
+        dpre_at = (local + first_row) * (W * H) + (i[:, None] * (W * H) + u[None, :])
+        for k in tl.static_range(W):
+            value = tl.where(alive, dpre[k], 0.0).to(w_ptr.dtype.element_ty)
+            tl.store(dpre_ptr + dpre_at + k * H, value, mask=stored_mask)
+        dh, dc = tl.where(alive, dh_around, dh), tl.where(alive, dc_new, dc)
+        if reset_ptr is not None:
+            cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)[:, None]
+            dh, dc = tl.where(cut, 0.0, dh), tl.where(cut, 0.0, dc)
+        if dc_ptr is not None:
+            tl.store(dc_ptr + state_at, dc, mask=state_mask)
+    tl.store(dh_ptr + state_at, dh, mask=state_mask)
+
+
+def forward(
+    plan: Plan,
+    call: Call,
+    pre: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    y: Tensor,
+    cells: Tensor | None,
+    borders: Tensor | None,
+    s0: int,
+    s1: int,
+    whole: bool,
+) -> None:
+    """As :func:`fastrnn.kernels.resident.forward`, a launch per step."""
+    states = (h, torch.empty_like(h))
+    recurrent = operand = None
+    if plan.product == "torch":
+        recurrent = h.new_empty((call.directions, call.batch, call.gates * call.hidden))
+        operand = None if call.x.dtype == h.dtype else torch.empty_like(h, dtype=call.x.dtype)
+    w_transposed = call.w_hh.transpose(1, 2)
+    grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
+    for s in range(s0, s1):
+        before, after = states[(s - s0) % 2], states[(s - s0 + 1) % 2]
+        if recurrent is not None:
+            multiply(before if operand is None else operand.copy_(before), w_transposed, recurrent)
+        step_forward[grid](
+            *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
+            *(call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, pre.shape[1], s, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+            CELL=call.cell.name,
+            H=call.hidden,
+            W=call.width,
+            G=call.gates,
+            BB=plan.tile,
+            BU=plan.units,
+            BK=plan.depth,
+            WHOLE=whole,
+            CHUNK=LEAN_CHUNK,
+            PRECISION=plan.precision,
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+        )
+    if (s1 - s0) % 2:
+        h.copy_(states[1])
+
+
+def backward(
+    plan: Plan,
+    call: Call,
+    kept: Tensor | None,
+    state: Tensor,
+    c_before: Tensor | None,
+    dy: Tensor | None,
+    dcells: Tensor | None,
+    dpre: Tensor,
+    dh: Tensor,
+    dc: Tensor | None,
+    s0: int,
+    s1: int,
+    whole: bool,
+) -> None:
+    """As :func:`fastrnn.kernels.resident.backward`, a launch per step, and one more."""
+    recurrent = torch.empty_like(dh) if plan.product == "torch" else None
+    grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
+    for s in range(s1 - 1, s0 - 2, -1):
+        if recurrent is not None and s + 1 < s1:
+            _recurrent_gradient(call, dpre, recurrent, s + 1, s0, s1)
+        step_backward[grid](
+            *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
+            *(call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, call.rows, dpre.shape[1], s, s0, s1),
+            CELL=call.cell.name,
+            H=call.hidden,
+            W=call.width,
+            G=call.gates,
+            BB=plan.tile,
+            BU=plan.units,
+            BK=plan.depth,
+            WHOLE=whole,
+            STATE_WHOLE=not call.cell.tape or (call.cell.has_c and whole),
+            PRECISION=plan.precision,
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+        )
+
+
+def _recurrent_gradient(call: Call, dpre: Tensor, out: Tensor, s: int, s0: int, s1: int) -> None:
+    """``out = dpre W_hh`` of step s, for the rows that it has."""
+    hidden, gru = call.hidden, call.width != call.gates
+    for d in range(call.directions):
+        start, (lo, hi) = call.span(d, s0, s1)[0], call.span(d, s, s + 1)
+        rows, sums = dpre[d, lo - start : hi - start], out[d, : hi - lo]
+        if not gru:
+            multiply(rows, call.w_hh[d], sums)
+            continue
+        # A GRU's third gate has its product in the fourth pre-activation.
+        multiply(rows[:, : 2 * hidden], call.w_hh[d, : 2 * hidden], sums)
+        multiply(rows[:, 3 * hidden :], call.w_hh[d, 2 * hidden :], sums, add=True)
