@@ -141,9 +141,9 @@ def step_backward(
                 k = k0 + tl.arange(0, BK)
                 depth = k < H
                 for g in tl.static_range(G):
-                    PRE: tl.constexpr = 3 if CELL == "gru" and g == 2 else g
+                    # A GRU's third gate has its product in the fourth pre-activation.
                     factor = tl.load(
-                        dpre_after + PRE * H + (i[:, None] * (W * H) + k[None, :]),
+                        dpre_after + (3 if CELL == "gru" and g == 2 else g) * H + (i[:, None] * (W * H) + k[None, :]),
                         mask=passes[:, None] & depth[None, :],
                         other=0.0,
                     )
