@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
-from fastrnn import _validate
+from fastrnn import _cuda, _validate
+from fastrnn.kernels import plan as kernels
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -19,8 +20,8 @@ class Plan:
     """The outcome of :func:`plan`.
 
     Attributes:
-        engine: ``"cpu"`` (the C++ engine), ``"torch"`` (torch's own layers) or ``"reference"`` (torch operations, a
-            step at a time: right, and slow).
+        engine: ``"cpu"`` (the C++ engine), ``"triton"`` (the kernels for GPUs), ``"torch"`` (torch's own layers) or
+            ``"reference"`` (torch operations, a step at a time: right, and slow).
         kernel: what runs there, e.g. ``"avx512, units split over 2 threads"``.
         reason: why this one, in words.
     """
@@ -42,6 +43,8 @@ def plan(
     proj_size: int = 0,
     single: int = 0,
     trains: bool = False,
+    steps: int | None = None,
+    batch: int | None = None,
 ) -> Plan:
     """Choose the engine for a layer.
 
@@ -54,19 +57,25 @@ def plan(
         proj_size: the LSTM's projection; the C++ engine has none.
         single: in a call of a single step that torch may compute faster by plain operators, the number of rows; else 0.
         trains: whether gradients will be wanted.
+        steps, batch: T and B, which decide on a GPU; None where they are not known, which counts as many.
 
     Raises:
         NotImplementedError: nothing can compute it.
     """
     half_weights = _validate.half_weights(x, weights)
-    why = _why_not_cpu(x, weights, proj_size)
+    widened = "; the bfloat16 weights are widened to float32" if half_weights else ""
+    why = _why_not_ours(x, proj_size)
+    if why is None and x.device.type == "cuda":
+        chosen = _plan_kernels(cell, x, weights, beyond_torch, steps, batch)
+        if chosen.strategy != "torch":
+            return Plan("triton", str(chosen), f"{chosen.reason}{widened}")
+        why = chosen.reason
     if why is None and beyond_torch is None and single and not half_weights:
         why = _why_torch_is_faster(x.dtype, single, trains)
     if why is None:
         also = ", with bfloat16 weights" if half_weights else ""
         return Plan("cpu", "C++", f"a CPU tensor of a dtype that the C++ engine takes{also}")
-    if half_weights:
-        why = f"{why}; the bfloat16 weights are widened to float32"
+    why += widened
     if beyond_torch is None and not why.startswith(FORWARD_MODE):
         return Plan("torch", f"torch.nn's own {cell}", why)
     if proj_size:
@@ -86,12 +95,33 @@ def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | N
     return None
 
 
-def _why_not_cpu(x: Tensor, weights: list[Tensor], proj_size: int) -> str | None:
-    """None where the C++ engine takes the layer, else the reason why it does not."""
+def _plan_kernels(
+    cell: str, x: Tensor, weights: list[Tensor], beyond_torch: str | None, steps: int | None, batch: int | None
+) -> kernels.Plan:
+    """The plan of the kernels for GPUs; under autocast the layer computes in another dtype than x's."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    hidden = weights[1].shape[1]
+    many = kernels.FEWEST_STEPS
+    sizes = (many if steps is None else steps, 1 if batch is None else batch, x.shape[-1], hidden)
+    return kernels.plan(
+        cell,
+        *sizes,
+        dtype,
+        1,
+        _cuda.facts_of(x.device),
+        allow_tf32=kernels.tf32_allowed(),
+        beyond_torch=beyond_torch,
+    )
+
+
+def _why_not_ours(x: Tensor, proj_size: int) -> str | None:
+    """None where an engine of fastrnn's own takes the layer, else the reason why none does."""
     if proj_size:
         return "the C++ engine has no proj_size"
-    if x.device.type not in ("cpu", "meta"):
+    if x.device.type not in ("cpu", "meta", "cuda"):
         return f"fastrnn has no engine of its own for {x.device.type} tensors yet"
+    if x.device.type == "cuda" and not _cuda.has_triton():
+        return "the engine for CUDA tensors needs Triton, which is not installed"
     if x.dtype not in DTYPES:
         return f"the C++ engine takes float32, float64, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     if torch.compiler.is_compiling():

@@ -180,7 +180,7 @@ def _plan(
     single = batch if is_cell else functional.single_rows(stack, x, steps, batch, trains)
     if packed or lengths is not None:
         single = 0
-    plan = functional.plan_stack(stack, x, params, reset, return_cells, single, trains)
+    plan = functional.plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.

@@ -212,13 +212,13 @@ def plan_stack(
     return_cells: bool,
     single: int = 0,
     trains: bool = False,
+    steps: int | None = None,
+    batch: int | None = None,
 ) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
-    proj_size = stack.proj_size
-    return plan(
-        stack.cell, x, list(params), beyond_torch=beyond_torch, proj_size=proj_size, single=single, trains=trains
-    )
+    options = {"proj_size": stack.proj_size, "single": single, "trains": trains, "steps": steps, "batch": batch}
+    return plan(stack.cell, x, list(params), beyond_torch=beyond_torch, **options)
 
 
 def single_rows(stack: Stack, x: Tensor, steps: int, batch: int, trains: bool) -> int:
@@ -288,7 +288,7 @@ def _stack(
 
     trains = steps == 1 and wants_gradients(x, *state, *params)
     single = single_rows(stack, x, steps, batch, trains) if not packed and lengths_ is None else 0
-    chosen = plan_stack(stack, x, params, reset, return_cells, single, trains)
+    chosen = plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
@@ -439,7 +439,7 @@ def _step(
     if half_weights:
         _validate.inference(x, state, params)
     trains = wants_gradients(x, *state, *params)
-    chosen = plan(cell, x, params, beyond_torch=None, single=x.shape[0], trains=trains)
+    chosen = plan(cell, x, params, beyond_torch=None, single=x.shape[0], trains=trains, steps=1, batch=x.shape[0])
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
@@ -464,13 +464,13 @@ def _autocast(
     torch's CPU autocast runs a dense LSTM and every RNN in the autocast dtype. A GRU, and an LSTM that it computes step
     by step (``by_steps``: packed, or a cell), keep their state, and so their output, in the dtype that input and hx
     promote to: those run in the weights' dtype here, which is no less precise. Returns the cast tensors and, for
-    those, the dtype of the results.
+    those, the dtype of the results. On a GPU everything is in the autocast dtype, as cuDNN has it.
     """
     device = x.device.type
     if not _validate.autocast_enabled(device):
         return x, state, params, None
     dtype, result = torch.get_autocast_dtype(device), None
-    if cell == "gru" or (cell == "lstm" and by_steps):
+    if device == "cpu" and (cell == "gru" or (cell == "lstm" and by_steps)):
         dtype, result = params[0].dtype, x.dtype
         for s in state:
             result = torch.promote_types(result, s.dtype)

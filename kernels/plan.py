@@ -1,14 +1,216 @@
-from dataclasses import dataclass
+"""Which kernel computes a layer on a GPU, with which tiles: a pure function of cell, sizes, dtype and device facts.
+
+Nothing here needs a GPU or Triton. No kernel of this package has been measured on a GPU yet, so :func:`plan` is
+conservative: it leaves to torch (cuDNN, MIOpen) all that torch has, but where a model of the hardware says that the
+resident strategy is clearly faster; and its reasons say "unmeasured". Tiles and warps come from ahead-of-time compilation:
+the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog` names them all).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+from fastrnn.kernels.tiles import cdiv, padded
+from fastrnn.reference import CELLS
+
+# The widest padded H whose W_hh a program holds without spilling, by bytes per element.
+RESIDENT_WIDTH = {2: 128, 4: 64, 8: 32}
+FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
+TILE = 16  # rows of a batch tile: the least that the matrix units take
+CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan needs to know of a GPU.
+
+    Attributes:
+        name: as its maker calls it.
+        vendor: ``"nvidia"`` or ``"amd"``.
+        capability: CUDA's compute capability; of AMD's devices what torch makes of gfx numbers, not used.
+        sm_count: multiprocessors (compute units).
+        shared_memory_per_block: bytes that a block may have if it asks.
+        l2_bytes: size of the second-level cache.
+    """
+
+    name: str
+    vendor: str
+    capability: tuple[int, int]
+    sm_count: int
+    shared_memory_per_block: int
+    l2_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
+    """How to compute a layer.
+
+    Attributes:
+        strategy: ``"resident"``, ``"stepwise"``, or ``"torch"`` for torch's own layer.
+        reason: why, in words.
+        tile: rows of the batch in one program.
+        units: hidden units in one program (stepwise).
+        depth: how much of H the stepwise product takes at a time.
+        product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
+        warps, stages: of a program, and of its pipelined loads.
+        precision: of products of float32: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+    """
+
     strategy: str
-    tile: int = 16
+    reason: str
+    tile: int = TILE
     units: int = 32
     depth: int = 64
+    product: str = "fused"
     warps: int = 4
     stages: int = 2
-    product: str = "fused"
     precision: str = "ieee"
-    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.strategy == "torch":
+            return "torch"
+        how = f", {self.units} units, {self.product} product" if self.strategy == "stepwise" else ""
+        return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}"
+
+
+_forced: dict[str, object] = {}
+
+
+@contextmanager
+def forced(**choices: object) -> Iterator[None]:
+    """Have every plan made inside say what is given here: ``with forced(strategy="stepwise", units=16): …``.
+
+    Holds for the whole process, for autograd runs backward on threads of its own. What a kernel cannot do is not checked:
+    this is for tests and measurements.
+
+    Raises:
+        TypeError: a choice is not an attribute of :class:`Plan`.
+    """
+    replace(Plan("torch", "forced"), **choices)  # type: ignore[arg-type]
+    before = dict(_forced)
+    _forced.update({"reason": "forced"} | choices)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def plan(
+    cell: str,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    dtype: torch.dtype,
+    directions: int,
+    facts: DeviceFacts,
+    *,
+    allow_tf32: bool = False,
+    beyond_torch: str | None = None,
+) -> Plan:
+    """Choose between torch's layer and our kernels.
+
+    Args:
+        cell: a key of :data:`fastrnn.reference.CELLS`.
+        steps, batch, inputs, hidden, directions: T, B, I, H, D.
+        dtype: of storage.
+        facts: of the device.
+        allow_tf32: whether products of float32 may be rounded to tf32.
+        beyond_torch: the name of an argument in use that torch's layers do not have, or None: it keeps torch out.
+    """
+    kernels = plan_kernels(cell, steps, batch, inputs, hidden, dtype, directions, facts, allow_tf32=allow_tf32)
+    if _forced:
+        return kernels
+    why_not = _why_no_kernels(dtype, facts)
+    if why_not is not None:
+        return Plan("torch", why_not)
+    if beyond_torch is not None:
+        return replace(kernels, reason=f"torch's layers have no {beyond_torch}= (unmeasured)")
+    if facts.vendor != "nvidia":
+        return Plan("torch", f"our kernels are unmeasured on {facts.name}")
+    if kernels.strategy != "resident":
+        return Plan("torch", "W_hh is too large for one program to hold, and a kernel per step is unmeasured")
+    if steps < FEWEST_STEPS:
+        return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
+    if dtype == torch.float64:
+        return Plan("torch", "the model of the hardware is silent on float64")
+    return kernels
+
+
+def plan_kernels(
+    cell: str,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    dtype: torch.dtype,
+    directions: int,
+    facts: DeviceFacts,
+    *,
+    allow_tf32: bool = False,
+) -> Plan:
+    """The best of our kernels, whatever torch has: the operators follow this. Arguments as of :func:`plan`."""
+    precision = "tf32" if allow_tf32 and dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
+    size = dtype.itemsize
+    if padded(hidden) <= RESIDENT_WIDTH[size] and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
+        warps = 4 if size == 2 and padded(hidden) <= 64 else 8
+        reason = "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
+        chosen = Plan("resident", reason, warps=warps, precision=precision)
+    else:
+        tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
+        crowded = cdiv(batch, tile) * cdiv(hidden, 32) * directions >= facts.sm_count
+        by_cublas = batch >= CUBLAS_ROWS and hidden >= CUBLAS_WIDTH
+        chosen = Plan(
+            "stepwise",
+            "W_hh is too large for one program to hold (unmeasured)",
+            tile=tile,
+            units=32 if crowded and size < 8 else 16,
+            depth=64 if size == 2 else 32,
+            product="torch" if by_cublas else "fused",
+            stages=3 if size == 2 else 2,
+            precision=precision,
+        )
+    return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
+
+
+def resident_memory(cell: str, hidden: int, itemsize: int) -> int:
+    """Bytes of shared memory that a resident program takes at most (backward; known from compilation for sm_90).
+
+    W_hh, a batch tile of the gates' gradients, and one of a state.
+    """
+    spec, width = CELLS[cell], padded(hidden)
+    return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE)
+
+
+def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
+    """None where our kernels run, else why not."""
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        return f"our kernels take float32, float64, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if facts.vendor == "nvidia" and facts.capability < (8, 0):
+        return f"our kernels are for compute capability 8.0 and newer, and {facts.name} has {'.'.join(map(str, facts.capability))}"
+    return None
+
+
+def read_facts(index: int) -> DeviceFacts:
+    """The facts of CUDA (or ROCm) device ``index``."""
+    properties = torch.cuda.get_device_properties(index)
+    return DeviceFacts(
+        name=properties.name,
+        vendor="nvidia" if torch.version.hip is None else "amd",
+        capability=(properties.major, properties.minor),
+        sm_count=properties.multi_processor_count,
+        shared_memory_per_block=getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block),
+        l2_bytes=properties.L2_cache_size,
+    )
+
+
+device_facts = cache(read_facts)
+
+
+def tf32_allowed() -> bool:
+    """What torch's own recurrent layers may do with float32: ``torch.backends.cudnn.allow_tf32`` and its successors."""
+    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")

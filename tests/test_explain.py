@@ -287,7 +287,12 @@ def test_only_models_can_be_explained() -> None:
 
 
 @pytest.mark.gpu
-def test_other_devices_go_to_torch() -> None:
-    line = only(fastrnn.LSTM(4, 6).cuda(), torch.randn(5, 3, 4, device="cuda"))
-    assert line.engine == "torch"
-    assert "cuda" in line.reason
+def test_layers_on_a_gpu() -> None:
+    net, x = fastrnn.LSTM(4, 6).cuda(), torch.randn(50, 3, 4, device="cuda")
+    assert only(fastrnn.LSTM(4, 600).cuda(), x).engine == "torch"
+    reset = torch.zeros(50, 3, dtype=torch.bool, device="cuda")
+    assert only(net, x, reset=reset).engine == "triton"
+    with forced(strategy="stepwise"):
+        line = only(net, x)
+    assert (line.engine, line.reason) == ("triton", "forced")
+    assert "stepwise" in line.kernel

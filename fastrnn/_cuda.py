@@ -1,0 +1,82 @@
+"""The operators of :mod:`fastrnn._ops` for CUDA (and ROCm) tensors: plan, then the Triton kernels of fastrnn.kernels.
+
+Triton is imported when a layer is first computed, not before. Kernels are launched on the device of ``x`` and on torch's
+current stream there.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn._ops import Gradients, Outputs
+from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, read_facts, tf32_allowed
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed (nothing is imported)."""
+    return find_spec("triton") is not None
+
+
+def facts_of(device: torch.device) -> DeviceFacts:
+    """The facts of a CUDA device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # Dynamo knows the device's properties, but not functools' cache.
+    return read_facts(index) if torch.compiler.is_compiling() else device_facts(index)
+
+
+def _plan(cell: str, x: Tensor, weights: list[Tensor], bidirectional: bool, batch_sizes: Tensor | None) -> Plan:
+    if not has_triton():
+        raise RuntimeError("fastrnn: the engine for CUDA tensors needs Triton: pip install triton")
+    steps, batch = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
+    inputs, hidden = x.shape[-1], weights[1].shape[-1]
+    sizes = (cell, steps, batch, inputs, hidden, x.dtype, 2 if bidirectional else 1)
+    return plan_kernels(*sizes, facts_of(x.device), allow_tf32=tf32_allowed())
+
+
+def layer_forward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    *rest: Any,
+) -> Outputs:
+    """``fastrnn::layer_forward``."""
+    with torch.cuda.device(x.device):
+        plan = _plan(cell, x, weights, bidirectional, batch_sizes)
+        from fastrnn.kernels import layer
+
+        return layer.forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, *rest)
+
+
+def layer_backward(
+    cell: str,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dcells: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    *rest: Any,
+) -> Gradients:
+    """``fastrnn::layer_backward``."""
+    with torch.cuda.device(x.device):
+        plan = _plan(cell, x, weights, bidirectional, batch_sizes)
+        from fastrnn.kernels import layer
+
+        layers = (x, h0, c0, weights, bidirectional, batch_sizes)
+        return layer.backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)
+
+
+torch.library.impl("fastrnn::layer_forward", "cuda", layer_forward)
+torch.library.impl("fastrnn::layer_backward", "cuda", layer_backward)
