@@ -137,7 +137,7 @@ class Call:
     @property
     def width(self) -> int:
         """W, the pre-activations per unit: the gates, and one more of a GRU, whose n keeps two sums apart."""
-        return max(self.cell.tape, 1)
+        return width(self.cell)
 
     @property
     def compute(self) -> torch.dtype:
@@ -158,6 +158,11 @@ class Call:
         if start is None:
             return self.x.new_zeros((self.directions, self.batch, self.hidden), dtype=self.compute)
         return torch.empty_like(start, dtype=self.compute, memory_format=torch.contiguous_format).copy_(start)
+
+
+def width(cell: Cell) -> int:
+    """W of a cell."""
+    return max(cell.tape, 1)
 
 
 def _check(right: bool, message: str) -> None:
@@ -186,9 +191,9 @@ def _packed(batch_sizes: Tensor, x: Tensor) -> tuple[tuple[int, ...], Tensor, Te
 
 
 def _bias(spec: Cell, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None, x: Tensor) -> Tensor:
-    compute, width = compute_dtype(x.dtype), max(spec.tape, 1) * hidden
+    compute, columns = compute_dtype(x.dtype), width(spec) * hidden
     if b_ih is None or b_hh is None:
-        return x.new_zeros(width, dtype=compute)
+        return x.new_zeros(columns, dtype=compute)
     if spec.name != "gru":
         return b_ih.to(compute) + b_hh.to(compute)
     both = b_ih[: 2 * hidden].to(compute) + b_hh[: 2 * hidden].to(compute)

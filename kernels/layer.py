@@ -15,10 +15,9 @@ from fastrnn._ops import LEAN_CHUNK, Gradients, Outputs
 from fastrnn.kernels import resident, states, stepwise
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.plan import Plan
-from fastrnn.kernels.tiles import cdiv, multiply, padded
+from fastrnn.kernels.tiles import cdiv, multiply
 
 WORKSPACE = 256 * 2**20  # bytes that the buffers of a chunk of time may take, about
-BATCH_TILE, UNIT_TILE = 8, 64  # of the element-wise kernels
 
 STRATEGIES = {"resident": resident, "stepwise": stepwise}
 
@@ -209,14 +208,12 @@ def _alive_rows(call: Call, lo: int, hi: int) -> Tensor:
 
 
 def _states_before(call: Call, after: Tensor, initial: Tensor | None, before: Tensor, s0: int, s1: int) -> None:
-    grid = (s1 - s0, cdiv(call.batch, BATCH_TILE), call.directions)
+    grid = (s1 - s0, cdiv(call.batch, states.BATCH_TILE), call.directions)
     states.states_before[grid](
         *(after, initial, before, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, before.shape[1], s0, s1),
-        H=call.hidden,
-        HP=min(padded(call.hidden), 256),
-        BB=BATCH_TILE,
-        num_warps=4,
+        **states.before_constants(call.hidden),
+        num_warps=states.WARPS,
     )
 
 
@@ -236,19 +233,12 @@ def _gates_again(
     for d in range(call.directions):
         lo, hi = call.span(d, s0, s1)
         multiply(h_before[d, : hi - lo], call.w_hh[d].t(), recurrent[d, : hi - lo])
-    tile = min(padded(call.hidden), UNIT_TILE)
-    grid = (cdiv(call.batch, BATCH_TILE), cdiv(call.hidden, tile), call.directions)
+    grid = (cdiv(call.batch, states.BATCH_TILE), cdiv(call.hidden, states.UNIT_TILE), call.directions)
     states.gates_again[grid](
         *(gates, recurrent, call.bias, borders, cells, c_before, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, gates.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        CELL=call.cell.name,
-        H=call.hidden,
-        W=call.width,
-        G=call.gates,
-        BB=BATCH_TILE,
-        HP=tile,
-        CHUNK=LEAN_CHUNK,
-        num_warps=4,
+        **states.again_constants(call.cell, call.hidden),
+        num_warps=states.WARPS,
     )
 
 

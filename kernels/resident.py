@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
 from fastrnn.kernels import gates
-from fastrnn.kernels.call import Call
+from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
 from fastrnn.kernels.tiles import cdiv, padded
+from fastrnn.reference import Cell
 
 
 @triton.jit
@@ -237,6 +238,26 @@ def resident_backward(
         tl.store(dc_ptr + carry_at, dc, mask=carry_mask)
 
 
+def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`resident_forward`."""
+    return _constants(plan, cell, hidden) | {"WHOLE": whole, "CHUNK": LEAN_CHUNK}
+
+
+def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`resident_backward`."""
+    return _constants(plan, cell, hidden) | {"WHOLE": whole, "STATE_WHOLE": state_is_whole(cell, whole)}
+
+
+def state_is_whole(cell: Cell, whole: bool) -> bool:
+    """Whether the states that backward reads are those of all steps: y, and the cell states of a full tape."""
+    return not cell.tape or (cell.has_c and whole)
+
+
+def _constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
+    sizes = {"H": hidden, "HP": padded(hidden), "W": width(cell), "G": cell.gates, "BB": plan.tile}
+    return {"CELL": cell.name, "PRECISION": plan.precision} | sizes
+
+
 def forward(
     plan: Plan,
     call: Call,
@@ -257,15 +278,7 @@ def forward(
     resident_forward[cdiv(call.batch, plan.tile), call.directions](
         *(pre, call.w_hh, call.bias, h, c, y, cells, borders, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        CELL=call.cell.name,
-        H=call.hidden,
-        HP=padded(call.hidden),
-        W=call.width,
-        G=call.gates,
-        BB=plan.tile,
-        WHOLE=whole,
-        CHUNK=LEAN_CHUNK,
-        PRECISION=plan.precision,
+        **forward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
@@ -293,15 +306,7 @@ def backward(
     resident_backward[cdiv(call.batch, plan.tile), call.directions](
         *(kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
-        CELL=call.cell.name,
-        H=call.hidden,
-        HP=padded(call.hidden),
-        W=call.width,
-        G=call.gates,
-        BB=plan.tile,
-        WHOLE=whole,
-        STATE_WHOLE=not call.cell.tape or (call.cell.has_c and whole),
-        PRECISION=plan.precision,
+        **backward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,
         num_stages=plan.stages,
     )

@@ -6,8 +6,14 @@ Layouts as in :mod:`fastrnn.kernels.resident`. Grids run over time on their firs
 import triton
 import triton.language as tl
 
+from fastrnn._ops import LEAN_CHUNK
 from fastrnn.kernels import gates
+from fastrnn.kernels.call import width
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
+from fastrnn.kernels.tiles import padded
+from fastrnn.reference import Cell
+
+BATCH_TILE, UNIT_TILE, WARPS = 8, 64, 4
 
 
 @triton.jit(do_not_specialize=["T", "B", "M", "s0", "s1"])
@@ -107,3 +113,14 @@ def gates_again(
             tl.store(c_prev_ptr + row * H + flat, c, mask=alive)
             tl.store(cells_ptr + row * H + flat, c_new, mask=alive)
             c = tl.where(alive, c_new, c)
+
+
+def before_constants(hidden: int) -> dict[str, object]:
+    """The constants of :func:`states_before`."""
+    return {"H": hidden, "HP": min(padded(hidden), 256), "BB": BATCH_TILE}
+
+
+def again_constants(cell: Cell, hidden: int) -> dict[str, object]:
+    """The constants of :func:`gates_again`."""
+    sizes = {"H": hidden, "W": width(cell), "G": cell.gates, "BB": BATCH_TILE, "HP": UNIT_TILE}
+    return {"CELL": cell.name, "CHUNK": LEAN_CHUNK} | sizes

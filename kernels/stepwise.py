@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
 from fastrnn.kernels import gates
-from fastrnn.kernels.call import Call
+from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
-from fastrnn.kernels.resident import columns, saved_of_step
+from fastrnn.kernels.resident import columns, saved_of_step, state_is_whole
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
 from fastrnn.kernels.tiles import cdiv, multiply
+from fastrnn.reference import Cell
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "s", "s0", "s1", "chunks"])
@@ -190,6 +191,21 @@ def step_backward(
     tl.store(dh_ptr + state_at, dh, mask=state_mask)
 
 
+def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`step_forward`."""
+    return _constants(plan, cell, hidden) | {"WHOLE": whole, "CHUNK": LEAN_CHUNK}
+
+
+def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`step_backward`."""
+    return _constants(plan, cell, hidden) | {"WHOLE": whole, "STATE_WHOLE": state_is_whole(cell, whole)}
+
+
+def _constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
+    tiles = {"BB": plan.tile, "BU": plan.units, "BK": plan.depth, "PRECISION": plan.precision}
+    return {"CELL": cell.name, "H": hidden, "W": width(cell), "G": cell.gates} | tiles
+
+
 def forward(
     plan: Plan,
     call: Call,
@@ -209,6 +225,7 @@ def forward(
     if plan.product == "torch":
         recurrent = h.new_empty((call.directions, call.batch, call.gates * call.hidden))
         operand = None if call.x.dtype == h.dtype else torch.empty_like(h, dtype=call.x.dtype)
+    constants = forward_constants(plan, call.cell, call.hidden, whole)
     w_transposed = call.w_hh.transpose(1, 2)
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
     for s in range(s0, s1):
@@ -219,16 +236,7 @@ def forward(
             *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
             *(call.lengths, call.first_row, call.reset),
             *(call.steps, call.batch, pre.shape[1], s, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-            CELL=call.cell.name,
-            H=call.hidden,
-            W=call.width,
-            G=call.gates,
-            BB=plan.tile,
-            BU=plan.units,
-            BK=plan.depth,
-            WHOLE=whole,
-            CHUNK=LEAN_CHUNK,
-            PRECISION=plan.precision,
+            **constants,
             num_warps=plan.warps,
             num_stages=plan.stages,
         )
@@ -254,6 +262,7 @@ def backward(
     """As :func:`fastrnn.kernels.resident.backward`, a launch per step, and one more."""
     recurrent = torch.empty_like(dh) if plan.product == "torch" else None
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
+    constants = backward_constants(plan, call.cell, call.hidden, whole)
     for s in range(s1 - 1, s0 - 2, -1):
         if recurrent is not None and s + 1 < s1:
             _recurrent_gradient(call, dpre, recurrent, s + 1, s0, s1)
@@ -261,16 +270,7 @@ def backward(
             *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
             *(call.lengths, call.first_row, call.reset),
             *(call.steps, call.batch, call.rows, dpre.shape[1], s, s0, s1),
-            CELL=call.cell.name,
-            H=call.hidden,
-            W=call.width,
-            G=call.gates,
-            BB=plan.tile,
-            BU=plan.units,
-            BK=plan.depth,
-            WHOLE=whole,
-            STATE_WHOLE=not call.cell.tape or (call.cell.has_c and whole),
-            PRECISION=plan.precision,
+            **constants,
             num_warps=plan.warps,
             num_stages=plan.stages,
         )

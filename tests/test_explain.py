@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 import fastrnn
 from fastrnn import _C, functional
 from fastrnn.explain import LayerExplanation
+from fastrnn.kernels.plan import forced
 
 
 def only(model: nn.Module, *inputs: object, **kwargs: object) -> LayerExplanation:

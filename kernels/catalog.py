@@ -1,0 +1,149 @@
+"""Every kernel as it is compiled: for checks ahead of time, where no GPU is needed.
+
+The tiles, warps and stages are those that :func:`fastrnn.kernels.plan.plan_kernels` gives each target, the constants those of
+the launches themselves. Two forms of each kernel: ``dense``, without what is optional, and ``all``, with everything at once
+(packed sequences, resets, an initial state, gradients of the cell states).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from fastrnn.kernels import resident, states, stepwise
+from fastrnn.kernels.plan import DeviceFacts, Plan, plan_kernels
+from fastrnn.reference import CELLS, Cell
+
+TARGETS = {
+    "sm_80": DeviceFacts("A100", "nvidia", (8, 0), 108, 163 * 1024, 40 * 2**20),
+    "sm_90": DeviceFacts("H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20),
+    "sm_120": DeviceFacts("RTX 5090", "nvidia", (12, 0), 170, 99 * 1024, 96 * 2**20),
+    "gfx942": DeviceFacts("MI300X", "amd", (9, 4), 304, 64 * 1024, 4 * 2**20),
+}
+# Name in a catalog entry: dtype of storage, whether tf32 is allowed, the sizes H to compile for.
+NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
+    "fp32": (torch.float32, False, (20, 64, 512)),
+    "tf32": (torch.float32, True, (64, 512)),
+    "bf16": (torch.bfloat16, False, (20, 64, 128, 512, 1024)),
+    "fp16": (torch.float16, False, (64, 128)),
+    "fp64": (torch.float64, False, (32, 512)),
+}
+BATCH = 16
+TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+STORAGE = ("w", "y", "dy", "dpre")  # pointers to values of storage; others are to the compute dtype
+TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*u8"}
+OPTIONAL = (*TABLES, "initial_ptr", "dcells_ptr", "borders_ptr")
+CELL_STATE = ("c_ptr", "cells_ptr", "borders_ptr", "c_prev_ptr", "dc_ptr", "dcells_ptr")  # an LSTM's alone
+
+
+class Entry(NamedTuple):
+    """A kernel to compile.
+
+    Attributes:
+        name: ``kernel/cell/numbers/H/form``, and of stepwise kernels where the products come from.
+        kernel: the jitted function.
+        signature: the type of every argument that is not a constant, in Triton's words.
+        constants: the value of every other one; None for a pointer that is absent.
+        num_warps, num_stages: as launched.
+        divisible: arguments that are multiples of 16 at each launch (pointers of torch's allocator).
+        targets: keys of :data:`TARGETS` for which the plan is this one.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, object]
+    num_warps: int
+    num_stages: int
+    divisible: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+def entries() -> Iterator[Entry]:
+    """Every kernel, cell, kind of number and typical size."""
+    for numbers, (dtype, tf32, sizes) in NUMBERS.items():
+        for hidden in sizes:
+            for form in ("dense", "all"):
+                for cell in CELLS.values():
+                    for plan, targets in _plans(cell, dtype, tf32, hidden):
+                        yield from _recurrences(cell, dtype, f"{cell.name}/{numbers}/{hidden}", form, hidden, plan, targets)
+                if numbers != "tf32":
+                    yield from _elementwise(dtype, numbers, hidden, form)
+
+
+def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
+    """The different plans that the targets have, with the targets that have each."""
+    found: dict[Plan, list[str]] = {}
+    for target, facts in TARGETS.items():
+        if tf32 and facts.vendor != "nvidia":
+            continue
+        plan = plan_kernels(cell.name, 100, BATCH, hidden, hidden, dtype, 1, facts, allow_tf32=tf32)
+        found.setdefault(plan, []).append(target)
+    for plan, targets in found.items():
+        yield plan, tuple(targets)
+
+
+def _recurrences(
+    cell: Cell, dtype: torch.dtype, name: str, form: str, hidden: int, plan: Plan, targets: tuple[str, ...]
+) -> Iterator[Entry]:
+    strategy = {"resident": resident, "stepwise": stepwise}[plan.strategy]
+    prefix = {"resident": "resident", "stepwise": "step"}[plan.strategy]
+    whole = form == "dense"  # the full tape; chunks of time have the other constant
+    for direction in ("forward", "backward"):
+        kernel = getattr(strategy, f"{prefix}_{direction}")
+        constants = getattr(strategy, f"{direction}_constants")(plan, cell, hidden, whole)
+        for product in ("fused", "torch") if plan.strategy == "stepwise" else (plan.strategy,):
+            absent = () if product == "torch" else ("recurrent_ptr",)
+            full_name = f"{prefix}_{direction}/{name}/{form}" + (f"/{product} product" if prefix == "step" else "")
+            yield _entry(full_name, kernel, cell, dtype, constants, plan.warps, plan.stages, form, targets, absent)
+
+
+def _elementwise(dtype: torch.dtype, numbers: str, hidden: int, form: str) -> Iterator[Entry]:
+    targets, launched = tuple(TARGETS), (states.WARPS, 2)
+    before = states.before_constants(hidden)
+    name = f"states_before/{numbers}/{hidden}/{form}"
+    yield _entry(name, states.states_before, None, dtype, before, *launched, form, targets, ())
+    for cell in CELLS.values():
+        if cell.tape:
+            again = states.again_constants(cell, hidden)
+            name = f"gates_again/{cell.name}/{numbers}/{hidden}/{form}"
+            yield _entry(name, states.gates_again, cell, dtype, again, *launched, form, targets, (), ("borders_ptr",))
+
+
+def _entry(
+    name: str,
+    kernel: Any,
+    cell: Cell | None,
+    dtype: torch.dtype,
+    constants: dict[str, object],
+    warps: int,
+    stages: int,
+    form: str,
+    targets: tuple[str, ...],
+    absent: tuple[str, ...],
+    present: tuple[str, ...] = (),
+) -> Entry:
+    storage, compute = f"*{TYPES[dtype]}", "*fp64" if dtype == torch.float64 else "*fp32"
+    signature: dict[str, str] = {}
+    constants = dict(constants)
+    for arg in kernel.arg_names:
+        stem = arg.removesuffix("_ptr")
+        if arg in constants:
+            continue
+        if stem == arg:
+            signature[arg] = "i32"
+        elif (
+            arg in absent
+            or (form == "dense" and arg in OPTIONAL and arg not in present)
+            or (cell is not None and not cell.has_c and arg in CELL_STATE)
+            or (cell is not None and not cell.tape and arg == "gates_ptr")
+        ):
+            constants[arg] = None
+        elif arg in TABLES:
+            signature[arg] = TABLES[arg]
+        elif cell is None or (stem == "state" and not cell.has_c):
+            signature[arg] = storage
+        else:
+            signature[arg] = storage if stem in STORAGE else compute
+    pointers = tuple(arg for arg, kind in signature.items() if kind[0] == "*" and arg not in TABLES)
+    return Entry(name, kernel, signature, constants, warps, stages, pointers, targets)

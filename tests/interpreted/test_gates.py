@@ -1,0 +1,48 @@
+"""The gate functions alone: accurate, and right where numbers end."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastrnn.kernels import gates
+
+
+@triton.jit
+def both(x_ptr, sigmoid_ptr, tanh_ptr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    x = tl.load(x_ptr + at)
+    tl.store(sigmoid_ptr + at, gates.sigmoid(x))
+    tl.store(tanh_ptr + at, gates.tanh(x))
+
+
+def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+    found = torch.empty_like(x), torch.empty_like(x)
+    both[(1,)](x, *found, COUNT=len(x))
+    return found
+
+
+def ulps(found: Tensor, x: Tensor, function: object) -> float:
+    """How far off, in units of the last place of the truth."""
+    truth = function(x.double()) if x.dtype == torch.float32 else function(x)
+    nearest = truth.to(x.dtype).abs()
+    place = torch.nextafter(nearest, torch.full_like(nearest, torch.inf)) - nearest
+    return float(((found.double() - truth).abs() / place).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_accuracy(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-9, 9, 2**16 - 2**12), torch.logspace(-12, 0, 2**12)]).to(dtype)
+    sigmoid, tanh = compute(x)
+    assert ulps(sigmoid, x, torch.sigmoid) <= 4
+    assert ulps(tanh, x, torch.tanh) <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ends(dtype: torch.dtype) -> None:
+    x = torch.tensor([-torch.inf, -1e30, -800, -0.0, 0.0, 800, 1e30, torch.inf], dtype=dtype)
+    sigmoid, tanh = compute(x)
+    assert sigmoid.tolist() == [0, 0, 0, 0.5, 0.5, 1, 1, 1]
+    assert tanh.tolist() == [-1, -1, -1, 0, 0, 1, 1, 1]
+    assert all(t.isnan().all() for t in compute(torch.full((4,), torch.nan, dtype=dtype)))

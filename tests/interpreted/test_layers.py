@@ -1,0 +1,255 @@
+"""Every kernel computes every kind of layer: outputs and gradients by the rule of the accuracy, in the interpreter."""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from accuracy import assert_accurate, assert_same
+from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run, yardstick
+
+from fastrnn import _ops
+from fastrnn.kernels import layer
+from fastrnn.kernels.plan import Plan
+from fastrnn.reference import CELLS
+
+ALL = pytest.mark.parametrize("cell", CELLS)
+PLANS = {
+    "resident": Plan("resident", "a test"),
+    "stepwise": Plan("stepwise", "a test", units=16, depth=16),
+    "products by torch": Plan("stepwise", "a test", units=32, product="torch"),
+}
+KERNELS = pytest.mark.parametrize("kernels", PLANS)
+FUSED = pytest.mark.parametrize("kernels", ["resident", "stepwise"])
+TAPES = ("full", "lean")
+
+Use = Callable[[str], None]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Have the operators computed by the kernels that are named."""
+
+    def use(kernels: str) -> None:
+        monkeypatch.setattr(_ops, "layer_forward", partial(layer.forward, PLANS[kernels]))
+        monkeypatch.setattr(_ops, "layer_backward", partial(layer.backward, PLANS[kernels]))
+
+    return use
+
+
+def check(problem: Problem, parts: Collection[str] = PARTS, tapes: Collection[str] = TAPES) -> None:
+    with one_thread():
+        true, theirs = run(readable, problem.to(torch.float64), parts), run(yardstick(problem), problem, parts)
+    for tape in tapes:
+        assert_accurate(run(fast(tape), problem, parts), theirs, true)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@KERNELS
+@ALL
+def test_every_kind_of_layer(use: Use, cell: str, kernels: str, layout: str) -> None:
+    use(kernels)
+    check(draw(cell, 6, bidirectional=True, layout=layout, reset=True, cells=True))
+    check(draw(cell, 6, layout=layout), tapes=["full"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@FUSED
+@ALL
+def test_every_dtype(use: Use, cell: str, kernels: str, dtype: torch.dtype) -> None:
+    use(kernels)
+    check(draw(cell, 5, bidirectional=True, dtype=dtype))
+    check(draw(cell, 5, 3, layout="packed", reset=True, cells=True, dtype=dtype), tapes=["lean"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_short_numbers_by_torch(use: Use, dtype: torch.dtype) -> None:
+    use("products by torch")
+    for cell in ("lstm", "gru"):
+        check(draw(cell, 5, layout="lengths", dtype=dtype), tapes=["full"])
+
+
+@KERNELS
+@ALL
+def test_absent_arguments(use: Use, cell: str, kernels: str) -> None:
+    use(kernels)
+    check(draw(cell, 4, state=False, bidirectional=True))
+    check(draw(cell, 4, bias=False), tapes=["full"])
+
+
+@pytest.mark.parametrize("missing", ["h0", "c0"])
+def test_one_state_without_the_other(use: Use, missing: str) -> None:
+    use("resident")
+    check(replace(draw("lstm", 4, reset=True), **{missing: None}))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 5, 5), (3, 17, 1, 20), (2, 1, 0, 33), (1, 33, 3, 16)], ids=str)
+@FUSED
+@ALL
+def test_sizes(use: Use, cell: str, kernels: str, sizes: tuple[int, int, int, int]) -> None:
+    """``T, B, I, H`` around the tiles of 16 rows and 16 units."""
+    use(kernels)
+    check(draw(cell, *sizes))
+
+
+@FUSED
+@ALL
+def test_more_steps_than_a_chunk(use: Use, cell: str, kernels: str) -> None:
+    """The lean tape keeps a cell state every 64 steps."""
+    use(kernels)
+    check(draw(cell, 130 if kernels == "resident" else 66, 2, 3, 5, layout="lengths", reset=True))
+
+
+def test_three_hundred_steps(use: Use) -> None:
+    use("resident")
+    for cell in CELLS:
+        check(draw(cell, 300, 2, 3, 5), tapes=["full"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@KERNELS
+@ALL
+def test_chunks_of_time(
+    use: Use, cell: str, kernels: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short: what a chunk hands to the next is all that it needs."""
+    use(kernels)
+    monkeypatch.setattr(layer, "WORKSPACE", 2 * 5 * 11 * 2 * 24)
+    check(draw(cell, 7, bidirectional=True, layout=layout, reset=True))
+
+
+def test_chunks_that_recompute(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("resident")
+    monkeypatch.setattr(layer, "WORKSPACE", 0)
+    check(draw("lstm", 66, 2, 3, 5, bidirectional=True, layout="lengths"), tapes=["lean"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@ALL
+def test_without_a_tape(use: Use, cell: str, layout: str) -> None:
+    problem = draw(cell, 4, bidirectional=True, layout=layout, cells=True)
+    for kernels in PLANS:
+        use(kernels)
+        with torch.no_grad():
+            found = dict(zip(PARTS, fast("none")(problem), strict=True))
+        kept = dict(zip(PARTS, fast("full")(problem), strict=True))
+        assert_same(found, {name: t.detach() for name, t in kept.items()})
+
+
+@pytest.mark.parametrize("parts", [("y",), ("h_n",), ("c_n",), ("cells",), ("h_n", "c_n")], ids="-".join)
+@FUSED
+def test_gradients_through_some_outputs(use: Use, kernels: str, parts: tuple[str, ...]) -> None:
+    use(kernels)
+    for cell in CELLS if parts in (("y",), ("h_n",)) else ("lstm",):
+        check(draw(cell, 4, bidirectional=True, layout="lengths", reset=True, cells="cells" in parts), parts)
+
+
+@ALL
+def test_frozen_tensors_change_no_other_gradient(use: Use, cell: str) -> None:
+    use("resident")
+    problem = draw(cell, 3, bidirectional=True)
+    names, everything = set(problem.tensors()), run(fast(), problem)
+    for wanted in ({"x"}, {"h0"}, {"w_hh"}, names - {"x"}):
+        found = run(fast(), problem, frozen=names - wanted)
+        assert_same(found, {name: everything[name] for name in found})
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+@ALL
+def test_inputs_of_any_strides(use: Use, cell: str, strides: str) -> None:
+    use("resident")
+    plain = draw(cell, 3, bidirectional=True, layout="lengths", reset=True)
+    laid = plain.put({name: STRIDES[strides](t) for name, t in plain.tensors().items()})
+    laid = replace(laid, reset=plain.reset.t().contiguous().t())
+    assert_accurate(*(run(fast(), p) for p in (laid, plain)), run(readable, plain.to(torch.float64)))
+
+
+def test_gradients_of_any_strides(use: Use) -> None:
+    """``y.sum()`` sends back one number with strides of zero."""
+    use("resident")
+    problem = draw("lstm", 3, bidirectional=True, cells=True)
+    ones = {"y": torch.ones(3, 5, 22), "h_n": torch.ones(2, 5, 11), "cells": torch.ones(3, 5, 22)}
+    sums = {name: torch.ones(()).expand(t.shape) for name, t in ones.items()}
+    assert_same(run(fast(), problem, sums), run(fast(), problem, ones))
+
+
+@FUSED
+@ALL
+def test_what_lies_behind_the_end_is_not_looked_at(use: Use, cell: str, kernels: str) -> None:
+    use(kernels)
+    problem = draw(cell, 5, bidirectional=True, layout="lengths")
+    behind = torch.arange(5)[:, None] >= problem.lengths
+    poisoned = problem.put({"x": problem.x.masked_fill(behind[..., None], torch.nan)})
+    for tape in TAPES:
+        assert_same(run(fast(tape), poisoned), run(fast(tape), problem))
+
+
+@KERNELS
+@ALL
+def test_rows_keep_to_themselves(use: Use, cell: str, kernels: str) -> None:
+    """NaN in one row's input or state, or a reset of it, leaves the others as they are."""
+    use(kernels)
+    problem = draw(cell, 3, 4)
+    y = fast()(problem)[0]
+    bad = fast()(problem.put({"x": problem.x.index_fill(1, torch.tensor([2]), torch.nan)}))[0]
+    assert bad[:, 2].isnan().all()
+    others = [0, 1, 3]
+    assert torch.equal(bad[:, others], y[:, others])
+    state = problem.put({"h0": problem.h0.index_fill(1, torch.tensor([2]), torch.inf)})
+    reset = torch.zeros(3, 4, dtype=torch.bool)
+    reset[0, 2] = True
+    assert fast()(replace(state, c0=problem.c0, reset=reset))[0].isfinite().all()
+
+
+@ALL
+def test_no_rows(use: Use, cell: str) -> None:
+    for kernels in PLANS:
+        use(kernels)
+        found = run(fast(), draw(cell, 3, 0, bidirectional=True))
+        assert found["y"].shape == (3, 0, 22)
+        assert not any(t.any() for t in found.values())
+
+
+@FUSED
+@ALL
+def test_saturated_gates(use: Use, cell: str, kernels: str) -> None:
+    use(kernels)
+    drawn = draw(cell, 1, 17, 7, 20)
+    short = {
+        name: torch.randint(-8, 9, t.shape) / 8 if name in ("x", "h0", "c0") else torch.randint(-32, 33, t.shape) / 4
+        for name, t in drawn.tensors().items()
+    }
+    check(drawn.put(short))
+
+
+def test_outputs_are_shaped_as_the_operators_say(use: Use) -> None:
+    """As the C++ engine's, whatever is kept."""
+    use("resident")
+    for cell in CELLS:
+        for tape in ("none", *TAPES):
+            p = draw(cell, 66, 3, layout="packed", bidirectional=True, dtype=torch.bfloat16)
+            args = (cell, p.x, p.h0, p.c0, p.weights, True, p.batch_sizes, None, None, tape, False)
+            ours, cpus = layer.forward(PLANS["resident"], *args), torch.ops.fastrnn.layer_forward(*args)
+            assert [(t.shape, t.dtype) for t in ours] == [(t.shape, t.dtype) for t in cpus]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cell": "lstmm"}, "cell: expected rnn_tanh"),
+        ({"h0": torch.zeros(1, 5, 10)}, r"h0: expected size \[1, 5, 11\], got \[1, 5, 10\]"),
+        ({"h0": torch.zeros(1, 5, 11).double()}, "h0: expected torch.float32, got torch.float64"),
+        ({"weights": [torch.zeros(44, 7)]}, "weights: expected 2 or 4, got 1"),
+        ({"x": torch.zeros(5, 7)}, "x: expected 3 dimensions, got 2"),
+        ({"x": torch.zeros(0, 5, 7)}, "x: expected at least one step"),
+        ({"reset": torch.zeros(4, 5)}, r"reset: expected size \[9, 5\]"),
+        ({"batch_sizes": torch.tensor([2, 3]), "x": torch.zeros(5, 7)}, "never rise"),
+        ({"batch_sizes": torch.tensor([3, 3]), "x": torch.zeros(5, 7)}, "a sum of 5, the rows of x, got 6"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_reported(use: Use, wrong: dict[str, object], message: str) -> None:
+    use("resident")
+    with pytest.raises(RuntimeError, match=message):
+        fast()(replace(draw("lstm"), **wrong))

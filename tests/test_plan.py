@@ -1,0 +1,112 @@
+"""What the plan of the GPU kernels chooses, for GPUs that need not be there."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from fastrnn.kernels.plan import DeviceFacts, Plan, forced, plan, plan_kernels, resident_memory
+from fastrnn.reference import CELLS
+
+H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+A100 = DeviceFacts("NVIDIA A100", "nvidia", (8, 0), 108, 163 * 1024, 40 * 2**20)
+RTX5090 = DeviceFacts("NVIDIA GeForce RTX 5090", "nvidia", (12, 0), 170, 99 * 1024, 96 * 2**20)
+T4 = DeviceFacts("Tesla T4", "nvidia", (7, 5), 40, 64 * 1024, 4 * 2**20)
+MI300 = DeviceFacts("AMD Instinct MI300X", "amd", (9, 4), 304, 64 * 1024, 4 * 2**20)
+GPUS = (H100, A100, RTX5090, T4, MI300)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def choose(
+    cell: str = "lstm",
+    hidden: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    facts: DeviceFacts = H100,
+    steps: int = 100,
+    batch: int = 16,
+    **options: object,
+) -> Plan:
+    return plan(cell, steps, batch, 64, hidden, dtype, 1, facts, **options)
+
+
+def test_small_layers_are_resident() -> None:
+    for cell, dtype, hidden in product(CELLS, (torch.bfloat16, torch.float16), (1, 20, 64, 128)):
+        chosen = choose(cell, hidden, dtype)
+        assert chosen.strategy == "resident"
+        assert "unmeasured" in chosen.reason
+    assert choose(hidden=64, dtype=torch.float32).strategy == "resident"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"hidden": 129}, "too large for one program"),
+        ({"hidden": 65, "dtype": torch.float32}, "too large for one program"),
+        ({"facts": RTX5090}, "too large for one program"),
+        ({"steps": 7}, "fewer than 8 steps"),
+        ({"facts": MI300, "hidden": 16}, "unmeasured on AMD Instinct MI300X"),
+        ({"dtype": torch.float64, "hidden": 20}, "silent on float64"),
+        ({"facts": T4}, "compute capability 8.0 and newer, and Tesla T4 has 7.5"),
+        ({"dtype": torch.complex64}, "not complex64"),
+    ],
+    ids=str,
+)
+def test_what_is_left_to_torch_and_why(options: dict[str, object], reason: str) -> None:
+    chosen = choose(**options)
+    assert chosen.strategy == "torch"
+    assert reason in chosen.reason
+    assert str(chosen) == "torch"
+
+
+def test_what_torch_does_not_have_is_for_our_kernels() -> None:
+    for facts, dtype, hidden in product((H100, A100, RTX5090, MI300), DTYPES, (20, 128, 1000, 5000)):
+        chosen = choose(hidden=hidden, dtype=dtype, facts=facts, beyond_torch="reset", steps=1)
+        assert chosen.strategy in ("resident", "stepwise")
+        assert "no reset=" in chosen.reason
+    assert choose(facts=T4, beyond_torch="reset").strategy == "torch"
+
+
+def test_kernels_fit_the_device() -> None:
+    sizes = product(CELLS, (1, 3, 16, 17, 100, 1000), (1, 16, 33, 64, 100, 128, 200, 513, 2048), DTYPES, GPUS, (1, 2))
+    for cell, batch, hidden, dtype, facts, directions in sizes:
+        chosen = plan_kernels(cell, 50, batch, 64, hidden, dtype, directions, facts)
+        assert chosen.strategy in ("resident", "stepwise")
+        assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units, chosen.depth))
+        if chosen.strategy == "resident":
+            assert resident_memory(cell, hidden, dtype.itemsize) <= facts.shared_memory_per_block
+
+
+def test_tf32_only_where_it_is_allowed() -> None:
+    assert choose(hidden=64, dtype=torch.float32).precision == "ieee"
+    assert choose(hidden=64, dtype=torch.float32, allow_tf32=True).precision == "tf32"
+    assert choose(hidden=512, dtype=torch.float32, allow_tf32=True, beyond_torch="reset").precision == "tf32"
+    for dtype in (torch.float64, torch.bfloat16):
+        assert choose(hidden=16, dtype=dtype, allow_tf32=True, beyond_torch="reset").precision == "ieee"
+
+
+def test_large_products_are_cublas() -> None:
+    assert choose(hidden=2048, batch=256, beyond_torch="reset").product == "torch"
+    assert choose(hidden=512, batch=16, beyond_torch="reset").product == "fused"
+
+
+def test_plans_are_values() -> None:
+    assert choose() == choose()
+    assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"
+    stepwise = choose(hidden=512, beyond_torch="reset")
+    assert str(stepwise) == "stepwise, 16 rows a program, 16 units, fused product, 4 warps, ieee"
+    with pytest.raises(AttributeError):
+        choose().tile = 32
+
+
+def test_a_plan_can_be_forced() -> None:
+    usual = choose()
+    with forced(strategy="stepwise", units=64):
+        assert choose() == replace(usual, strategy="stepwise", units=64, reason="forced")
+        assert choose(facts=T4).strategy == "stepwise"
+        with forced(tile=32):
+            assert (choose().strategy, choose().tile) == ("stepwise", 32)
+        assert choose().tile == 16
+    assert choose() == usual
+    with pytest.raises(TypeError, match="tiles"), forced(tiles=3):
+        pass
