@@ -1,7 +1,7 @@
 """The operators of :mod:`fastrnn._ops` for CUDA (and ROCm) tensors: plan, then the Triton kernels of fastrnn.kernels.
 
-Triton is imported when a layer is first computed, not before. Kernels are launched on the device of ``x`` and on torch's
-current stream there.
+Triton is imported when a layer is first computed, not before. Kernels are launched on the device of ``x`` and on
+torch's current stream there.
 """
 
 from functools import cache

@@ -1,4 +1,6 @@
-"""A call of a layer's operator as the kernels want it: matrices with a row per step and sequence, weights per direction."""
+"""A call of a layer's operator as the kernels want it: matrices with a row per step and sequence, weights per
+direction.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +100,9 @@ class Call:
             h0=None if h0 is None else h0.contiguous(),
             c0=None if c0 is None or not spec.has_c else c0.contiguous(),
             w_ih=tuple(w[0] for w in split if w[0] is not None),
-            w_hh=torch.stack([w[1] for w in split if w[1] is not None]) if bidirectional else weights[1].contiguous()[None],
+            w_hh=torch.stack([w[1] for w in split if w[1] is not None])
+            if bidirectional
+            else weights[1].contiguous()[None],
             bias=torch.stack([_bias(spec, hidden, w[2], w[3], x) for w in split]),
             steps=steps,
             batch=batch,
@@ -154,7 +158,7 @@ class Call:
         return min(steps, self.steps) * self.batch if self.first is None else self.first[min(steps, self.steps)]
 
     def carried(self, start: Tensor | None) -> Tensor:
-        """A state to be carried along, ``(D, B, H)`` in the compute dtype, from ``start`` or zeros; a copy in any case."""
+        """A state to be carried along, ``(D, B, H)`` in the compute dtype, from ``start`` or zeros: always a copy."""
         if start is None:
             return self.x.new_zeros((self.directions, self.batch, self.hidden), dtype=self.compute)
         return torch.empty_like(start, dtype=self.compute, memory_format=torch.contiguous_format).copy_(start)
@@ -202,5 +206,5 @@ def _bias(spec: Cell, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None, x: 
 
 def _matrix(t: Tensor) -> Tensor:
     """All steps as rows of a row-major matrix; copied only where strides do not have it so."""
-    matrix = t.reshape(-1, t.shape[-1]) if t.dim() == 3 else t
+    matrix = t.reshape(t.shape[0] * t.shape[1], t.shape[2]) if t.dim() == 3 else t
     return matrix if matrix.stride(-1) == 1 else matrix.contiguous()

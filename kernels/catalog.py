@@ -1,8 +1,8 @@
 """Every kernel as it is compiled: for checks ahead of time, where no GPU is needed.
 
-The tiles, warps and stages are those that :func:`fastrnn.kernels.plan.plan_kernels` gives each target, the constants those of
-the launches themselves. Two forms of each kernel: ``dense``, without what is optional, and ``all``, with everything at once
-(packed sequences, resets, an initial state, gradients of the cell states).
+The tiles, warps and stages are those that :func:`fastrnn.kernels.plan.plan_kernels` gives each target, the constants
+those of the launches themselves. Two forms of each kernel: ``dense``, without what is optional, and ``all``, with
+everything at once (packed sequences, resets, an initial state, gradients of the cell states).
 """
 
 from collections.abc import Iterator
@@ -66,7 +66,9 @@ def entries() -> Iterator[Entry]:
             for form in ("dense", "all"):
                 for cell in CELLS.values():
                     for plan, targets in _plans(cell, dtype, tf32, hidden):
-                        yield from _recurrences(cell, dtype, f"{cell.name}/{numbers}/{hidden}", form, hidden, plan, targets)
+                        yield from _recurrences(
+                            cell, dtype, f"{cell.name}/{numbers}/{hidden}", form, hidden, plan, targets
+                        )
                 if numbers != "tf32":
                     yield from _elementwise(dtype, numbers, hidden, form)
 

@@ -1,13 +1,13 @@
 """The gate mathematics of every cell for Triton, forward and backward, once: all strategies call these functions.
 
-Names and formulas are those of :mod:`fastrnn.reference`. Arithmetic is in the dtype of the arguments, float32 or float64.
-A cell is known by its name, a constexpr, and all of them have one signature:
+Names and formulas are those of :mod:`fastrnn.reference`. Arithmetic is in the dtype of the arguments, float32 or
+float64. A cell is known by its name, a constexpr, and all of them have one signature:
 
 * :func:`forward` takes the pre-activations, biases included (one for an Elman cell; ``i, f, g, o``; ``r, z, n_x, n_h``
   with ``n_h = W_hn h + b_hn``), the state and the cell state. It returns what the tape keeps, ``h'`` and ``c'``.
 * :func:`backward` takes what :func:`saved_count` says is read of a step (``h'``; ``i, f, g, o, c', c``;
-  ``r, z, n, n_h, h``), the gradients of ``h'`` and ``c'``. It returns the gradients of the pre-activations, the part of the
-  gradient of ``h`` that does not go through W_hh, and the gradient of ``c``.
+  ``r, z, n, n_h, h``), the gradients of ``h'`` and ``c'``. It returns the gradients of the pre-activations, the part of
+  the gradient of ``h`` that does not go through W_hh, and the gradient of ``c``.
 """
 
 import triton

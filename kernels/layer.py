@@ -269,7 +269,7 @@ class _WeightGradients:
         multiply(dpre.t(), factor, into, add=self.any)
 
     def results(self, count: int) -> list[Tensor]:
-        """The gradients of ``w_ih, w_hh`` and, if there are four, of ``b_ih, b_hh``, in storage, no two in one memory."""
+        """The gradients of ``w_ih, w_hh`` and, if there are four, ``b_ih, b_hh``, in storage, no two in one memory."""
         hidden, rows, dtype = self.call.hidden, self.call.gates * self.call.hidden, self.call.x.dtype
         b_hh = self.bias
         if self.call.width != self.call.gates:

@@ -2,8 +2,8 @@
 
 Nothing here needs a GPU or Triton. No kernel of this package has been measured on a GPU yet, so :func:`plan` is
 conservative: it leaves to torch (cuDNN, MIOpen) all that torch has, but where a model of the hardware says that the
-resident strategy is clearly faster; and its reasons say "unmeasured". Tiles and warps come from ahead-of-time compilation:
-the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog` names them all).
+resident strategy is clearly faster; and its reasons say "unmeasured". Tiles and warps come from ahead-of-time
+compilation: the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog` names them all).
 """
 
 from collections.abc import Iterator
@@ -81,10 +81,10 @@ _forced: dict[str, object] = {}
 
 @contextmanager
 def forced(**choices: object) -> Iterator[None]:
-    """Have every plan made inside say what is given here: ``with forced(strategy="stepwise", units=16): …``.
+    """Within, every plan says what is given here: ``strategy="stepwise", units=16`` say.
 
-    Holds for the whole process, for autograd runs backward on threads of its own. What a kernel cannot do is not checked:
-    this is for tests and measurements.
+    It holds for the whole process, for autograd runs backward on threads of its own. What a kernel cannot do is not
+    checked: this is for tests and measurements.
 
     Raises:
         TypeError: a choice is not an attribute of :class:`Plan`.
@@ -191,7 +191,8 @@ def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return f"our kernels take float32, float64, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
     if facts.vendor == "nvidia" and facts.capability < (8, 0):
-        return f"our kernels are for compute capability 8.0 and newer, and {facts.name} has {'.'.join(map(str, facts.capability))}"
+        major, minor = facts.capability
+        return f"our kernels are for compute capability 8.0 and newer, and {facts.name} has {major}.{minor}"
     return None
 
 
@@ -203,7 +204,9 @@ def read_facts(index: int) -> DeviceFacts:
         vendor="nvidia" if torch.version.hip is None else "amd",
         capability=(properties.major, properties.minor),
         sm_count=properties.multi_processor_count,
-        shared_memory_per_block=getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block),
+        shared_memory_per_block=getattr(
+            properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
+        ),
         l2_bytes=properties.L2_cache_size,
     )
 
@@ -213,4 +216,4 @@ device_facts = cache(read_facts)
 
 def tf32_allowed() -> bool:
     """What torch's own recurrent layers may do with float32: ``torch.backends.cudnn.allow_tf32`` and its successors."""
-    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")
+    return getattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee") == "tf32"

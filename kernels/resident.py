@@ -1,12 +1,12 @@
 """The resident strategy: a program holds all of W_hh on chip and computes a batch tile over all steps by itself.
 
-There is nothing to wait for but one's own arithmetic, so this is the fastest strategy while W_hh fits: about H <= 128 in
-16 bits, 64 in float32. Grid: (batch tiles, directions), both directions in one launch.
+There is nothing to wait for but one's own arithmetic, so this is the fastest strategy while W_hh fits: about H <= 128
+in 16 bits, 64 in float32. Grid: (batch tiles, directions), both directions in one launch.
 
 Layouts, rows as in :mod:`fastrnn.kernels.sequence`, W pre-activations of H units, D directions:
     ``pre, dpre (D, rows, W*H)``; ``w (D, G*H, H)``; ``bias (D, W*H)``; ``h, c, dh, dc (D, B, H)``, carried in and out;
-    ``y, cells, dy, dcells (N, D*H)``; ``c_prev (D, rows, H)``; ``borders (D, chunks, B, H)``. ``rows`` are all N, or those
-    of a chunk of time. States, pre-activations and cell states are in the compute dtype; w, y, dpre in storage.
+    ``y, cells, dy, dcells (N, D*H)``; ``c_prev (D, rows, H)``; ``borders (D, chunks, B, H)``. ``rows`` are all N, or
+    those of a chunk of time. States, pre-activations and cell states are in the compute dtype; w, y, dpre in storage.
 The next step's inputs are asked for before the product of this one, which hides their way from memory.
 """
 
@@ -254,8 +254,15 @@ def state_is_whole(cell: Cell, whole: bool) -> bool:
 
 
 def _constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
-    sizes = {"H": hidden, "HP": padded(hidden), "W": width(cell), "G": cell.gates, "BB": plan.tile}
-    return {"CELL": cell.name, "PRECISION": plan.precision} | sizes
+    return {
+        "CELL": cell.name,
+        "PRECISION": plan.precision,
+        "H": hidden,
+        "HP": padded(hidden),
+        "W": width(cell),
+        "G": cell.gates,
+        "BB": plan.tile,
+    }
 
 
 def forward(

@@ -1,6 +1,7 @@
 """What backward needs beside the tape, element by element, for Triton: the states before each step, and gates again.
 
-Layouts as in :mod:`fastrnn.kernels.resident`. Grids run over time on their first axis, the only one that is long enough.
+Layouts as in :mod:`fastrnn.kernels.resident`. Grids run over time on their first axis, the only one that is long
+enough.
 """
 
 import triton
@@ -23,8 +24,8 @@ def states_before(
 ):  # fmt: skip
     """From the states after every step, ``after (N, D*H)``, those before steps s0 … s1 - 1, ``before (D, M, H)``.
 
-    That is the state after the step before, ``initial (D, B, H)`` (or None for zeros) where the sequence begins, and zero
-    where a reset cut it, or behind the sequence's end. Grid: (steps, batch tiles, directions).
+    That is the state after the step before, ``initial (D, B, H)`` (or None for zeros) where the sequence begins, and
+    zero where a reset cut it, or behind the sequence's end. Grid: (steps, batch tiles, directions).
     """
     s, b0, d, D = s0 + tl.program_id(0), tl.program_id(1) * BB, tl.program_id(2), tl.num_programs(2)
     b = b0 + tl.arange(0, BB)
@@ -71,8 +72,8 @@ def gates_again(
 ):  # fmt: skip
     """Steps s0 … s1 - 1 again, of whose products both are known: ``pre (D, M, W*H)`` and ``recurrent (D, M, G*H)``.
 
-    The gates take the place of ``pre``; an LSTM's cell states after and before each step go to ``cells, c_prev (D, M, H)``,
-    from the one kept at step s0, a multiple of CHUNK. Grid: (batch tiles, unit tiles, directions).
+    The gates take the place of ``pre``; an LSTM's cell states after and before each step go to ``cells, c_prev (D, M,
+    H)``, from the one kept at step s0, a multiple of CHUNK. Grid: (batch tiles, unit tiles, directions).
     """
     b0, u0, d = tl.program_id(0).to(tl.int64) * BB, tl.program_id(1) * HP, tl.program_id(2)
     i, u = tl.arange(0, BB), u0 + tl.arange(0, HP)
@@ -106,7 +107,7 @@ def gates_again(
             if CELL != "gru" or k != 3:
                 product += tl.load(pre_ptr + at + k * H, mask=alive, other=0.0)
             sums = sums + (product + bias,)
-        kept, h, c_new = gates.forward(sums, c, c, CELL)
+        kept, _, c_new = gates.forward(sums, c, c, CELL)
         for k in tl.static_range(W):
             tl.store(pre_ptr + at + k * H, kept[k], mask=alive)
         if CELL == "lstm":
@@ -122,5 +123,12 @@ def before_constants(hidden: int) -> dict[str, object]:
 
 def again_constants(cell: Cell, hidden: int) -> dict[str, object]:
     """The constants of :func:`gates_again`."""
-    sizes = {"H": hidden, "W": width(cell), "G": cell.gates, "BB": BATCH_TILE, "HP": UNIT_TILE}
-    return {"CELL": cell.name, "CHUNK": LEAN_CHUNK} | sizes
+    return {
+        "CELL": cell.name,
+        "CHUNK": LEAN_CHUNK,
+        "H": hidden,
+        "W": width(cell),
+        "G": cell.gates,
+        "BB": BATCH_TILE,
+        "HP": UNIT_TILE,
+    }

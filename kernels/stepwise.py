@@ -1,14 +1,14 @@
 """The stepwise strategy: a kernel per step, for any size and dtype.
 
-What a step needs of the one before lies in memory between two launches, so there is nothing to synchronise. Forward, each
-program computes the gates of a batch tile and a unit tile: the recurrent product over all of H, the gate mathematics on
-its sums. Backward, a launch first finishes the gradient of its tile's h, the product of the next step's ``dpre`` with
-W_hh. Where a plan says so, both products are torch's (cuBLAS), and the kernels do the gates only.
+What a step needs of the one before lies in memory between two launches, so there is nothing to synchronise. Forward,
+each program computes the gates of a batch tile and a unit tile: the recurrent product over all of H, the gate
+mathematics on its sums. Backward, a launch first finishes the gradient of its tile's h, the product of the next step's
+``dpre`` with W_hh. Where a plan says so, both products are torch's (cuBLAS), and the kernels do the gates only.
 
 Buffers are allocated once a call and no launch depends on data: a call can be captured in a CUDA graph. The state
 alternates between two buffers, for a program reads units that another one writes. Grid: (batch tiles x unit tiles,
-directions). Layouts as in :mod:`fastrnn.kernels.resident`; ``h_in, h_out (D, B, H)``; ``recurrent (D, B, G*H)`` or, backward,
-``(D, B, H)``, the products that torch made, or None.
+directions). Layouts as in :mod:`fastrnn.kernels.resident`; ``h_in, h_out (D, B, H)``; ``recurrent (D, B, G*H)`` or,
+backward, ``(D, B, H)``, the products that torch made, or None.
 """
 
 import torch
@@ -202,8 +202,16 @@ def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict
 
 
 def _constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
-    tiles = {"BB": plan.tile, "BU": plan.units, "BK": plan.depth, "PRECISION": plan.precision}
-    return {"CELL": cell.name, "H": hidden, "W": width(cell), "G": cell.gates} | tiles
+    return {
+        "CELL": cell.name,
+        "PRECISION": plan.precision,
+        "H": hidden,
+        "W": width(cell),
+        "G": cell.gates,
+        "BB": plan.tile,
+        "BU": plan.units,
+        "BK": plan.depth,
+    }
 
 
 def forward(

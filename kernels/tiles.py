@@ -17,7 +17,8 @@ def padded(n: int) -> int:
 def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """``out = a b`` or, with ``add``, ``out += a b``, of matrices or batches of them.
 
-    Where ``out`` is of another dtype than the factors (float32 for 16 bits), the sums are not rounded to theirs on the way.
+    Where ``out`` is of another dtype than the factors (float32 for 16 bits), the sums are not rounded to theirs on the
+    way.
     """
     if add:
         if out.dtype == a.dtype:

