@@ -1,6 +1,7 @@
 """Every kernel computes every kind of layer: outputs and gradients by the rule of the accuracy, in the interpreter."""
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -9,9 +10,9 @@ import torch
 from accuracy import assert_accurate, assert_same
 from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run, yardstick
 
-from fastrnn import _ops
+from fastrnn import _cuda, _ops
 from fastrnn.kernels import layer
-from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.plan import DeviceFacts, Plan
 from fastrnn.reference import CELLS
 
 ALL = pytest.mark.parametrize("cell", CELLS)
@@ -254,3 +255,14 @@ def test_wrong_arguments_are_reported(use: Use, wrong: dict[str, object], messag
     use("resident")
     with pytest.raises(RuntimeError, match=message):
         fast()(replace(draw("lstm"), **wrong))
+
+
+@pytest.mark.parametrize("hidden", [20, 300], ids=["resident", "stepwise"])
+def test_the_operators_for_cuda_plan_for_themselves(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered for CUDA, on CPU tensors: facts come from elsewhere, and no device is set."""
+    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+    monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(_ops, "layer_forward", _cuda.layer_forward)
+    monkeypatch.setattr(_ops, "layer_backward", _cuda.layer_backward)
+    check(draw("gru", 2, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])

@@ -1,0 +1,102 @@
+"""Layers of CUDA tensors: who computes them, without a GPU (by tensors without data), and with one what comes out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from layers import DTYPES, LAYOUTS, Problem, draw, fast, readable, run, yardstick
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastrnn import _cuda, engine, functional
+from fastrnn.kernels.plan import DeviceFacts, forced
+from fastrnn.reference import CELLS
+
+H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+STRATEGIES = {
+    "resident": {"strategy": "resident", "warps": 8},
+    "stepwise": {"strategy": "stepwise"},
+    "products by torch": {"strategy": "stepwise", "product": "torch"},
+}
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
+    monkeypatch.setattr(_cuda, "has_triton", lambda: True)
+
+
+def planned(
+    hidden: int, steps: int | None = 100, dtype: torch.dtype = torch.bfloat16, **options: object
+) -> engine.Plan:
+    with FakeTensorMode():
+        x = torch.empty(0, 3, 8, device="cuda", dtype=dtype)
+        weights = [torch.empty(4 * hidden, n, device="cuda", dtype=dtype) for n in (8, hidden)]
+        options = {"beyond_torch": None, "steps": steps, "batch": 3} | options
+        return engine.plan("lstm", x, weights, **options)
+
+
+@pytest.mark.usefixtures("h100")
+def test_the_engine_follows_the_plan_of_the_kernels() -> None:
+    small = planned(128)
+    assert (small.engine, small.kernel) == ("triton", "resident, 16 rows a program, 8 warps, ieee")
+    assert "unmeasured" in small.reason
+    assert planned(128, steps=None) == small
+    assert planned(128, steps=2).engine == "torch"
+    large = planned(512)
+    assert (large.engine, large.kernel) == ("torch", "torch.nn's own lstm")
+    assert "too large" in large.reason
+    assert planned(512, beyond_torch="reset").engine == "triton"
+    assert planned(128, proj_size=3).engine == "torch"
+    assert planned(128, dtype=torch.float32).engine == "torch"
+    with forced(strategy="stepwise"):
+        assert planned(2048).reason == "forced"
+
+
+@pytest.mark.usefixtures("h100")
+def test_old_gpus_and_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "facts_of", lambda device: replace(H100, name="Tesla V100", capability=(7, 0)))
+    old = planned(16, beyond_torch="reset")
+    assert old.engine == "reference"
+    assert "Tesla V100 has 7.0, and torch's layers have no reset=" in old.reason
+    monkeypatch.setattr(_cuda, "has_triton", lambda: False)
+    assert planned(16).engine == "torch"
+    assert "needs Triton" in planned(16).reason
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_layer_without_data(cell: str) -> None:
+    """The functional form plans it, and the operators' shapes are those of any device."""
+    function = getattr(functional, cell.split("_")[0])
+    options = {"nonlinearity": cell.split("_")[1]} if "_" in cell else {}
+    rows = CELLS[cell].gates * 16
+    with FakeTensorMode(), torch.no_grad(), forced(strategy="resident"):
+        weights = [torch.empty(rows, n, device="cuda") for n in (8, 16)] * 2
+        x, reset = torch.empty(50, 3, 8, device="cuda"), torch.empty(50, 3, device="cuda", dtype=torch.bool)
+        y, state = function(x, None, weights, bidirectional=True, reset=reset, bias=False, **options)
+    assert (y.shape, y.device.type) == ((50, 3, 32), "cuda")
+    assert (state[0] if cell == "lstm" else state).shape == (2, 3, 16)
+
+
+def on_gpu(p: Problem) -> Problem:
+    moved = {name: getattr(p, name).cuda() for name in ("lengths", "reset") if getattr(p, name) is not None}
+    return replace(p.put({name: t.cuda() for name, t in p.tensors().items()}), **moved)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_kernels_on_the_gpu(cell: str, strategy: str, dtype: torch.dtype, layout: str) -> None:
+    """As tests/interpreted has them, compiled."""
+    for hidden in (20, 32 if dtype == torch.float64 else 64):
+        p = draw(cell, 70, 17, 7, hidden, bidirectional=True, layout=layout, reset=True, cells=True, dtype=dtype)
+        true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
+        for tape in ("full", "lean"):
+            with forced(**STRATEGIES[strategy]):
+                found = {name: t.cpu() for name, t in run(fast(tape), on_gpu(p)).items()}
+            if "cells" in found:
+                found, theirs = (t | {"cells": t["cells"].to(dtype)} for t in (found, theirs))
+            assert_accurate(found, theirs, true)
