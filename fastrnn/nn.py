@@ -130,8 +130,8 @@ class LSTM(Layers, stock.LSTM):
     Dtypes: float32, float64, bfloat16 and float16 on the CPU. With 16-bit tensors gates, sums and states are float32;
     bfloat16 layers multiply in bfloat16 where the CPU has AMX or a fast AVX-512 BF16, else in float32 as well.
     For inference, the weights alone may be bfloat16: ``fastrnn.convert(model, weight_dtype=torch.bfloat16)``.
-    Layers on other devices, with ``proj_size``, or of other dtypes are computed by torch's own engine:
-    :func:`fastrnn.explain` tells.
+    Layers of CUDA tensors are computed by Triton kernels or torch's own engine, as a plan has it; those on other
+    devices, with ``proj_size``, or of other dtypes by torch's own: :func:`fastrnn.explain` tells.
 
     Beyond :class:`torch.nn.LSTM`: ``lengths``, ``reset`` and ``return_cells`` of :meth:`forward`, and double backward.
 
