@@ -2,7 +2,8 @@
 
 ``fastrnn::layer_forward`` and ``fastrnn::layer_backward`` take a layer whole (x, all weights, both directions), so that
 an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) implements them for CPU,
-:mod:`fastrnn._cuda` for CUDA. They are private: called raw they are not differentiable; :mod:`fastrnn._autograd` wraps them.
+:mod:`fastrnn._cuda` for CUDA. They are private: called raw they are not differentiable;
+:mod:`fastrnn._autograd` wraps them.
 
 Arguments, the same in both (shapes as in :func:`fastrnn.reference.layer`):
     ``batch_sizes`` belongs to packed ``x (N, I)``, ``lengths`` to padded ``x (T, B, I)``; at most one is given.
