@@ -4,7 +4,6 @@ Triton is imported when a layer is first computed, not before. Kernels are launc
 torch's current stream there.
 """
 
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,10 +14,7 @@ from fastrnn._ops import Gradients, Outputs
 from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, read_facts, tf32_allowed
 
 
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed (nothing is imported)."""
-    return find_spec("triton") is not None
+HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
 
 def facts_of(device: torch.device) -> DeviceFacts:
@@ -29,7 +25,7 @@ def facts_of(device: torch.device) -> DeviceFacts:
 
 
 def _plan(cell: str, x: Tensor, weights: list[Tensor], bidirectional: bool, batch_sizes: Tensor | None) -> Plan:
-    if not has_triton():
+    if not HAS_TRITON:
         raise RuntimeError("fastrnn: the engine for CUDA tensors needs Triton: pip install triton")
     steps, batch = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
     inputs, hidden = x.shape[-1], weights[1].shape[-1]

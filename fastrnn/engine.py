@@ -109,7 +109,7 @@ def _plan_kernels(
         dtype,
         1,
         _cuda.facts_of(x.device),
-        allow_tf32=kernels.tf32_allowed(),
+        allow_tf32=not torch.compiler.is_compiling() and kernels.tf32_allowed(),  # it decides nothing here
         beyond_torch=beyond_torch,
     )
 
@@ -120,7 +120,7 @@ def _why_not_ours(x: Tensor, proj_size: int) -> str | None:
         return "the C++ engine has no proj_size"
     if x.device.type not in ("cpu", "meta", "cuda"):
         return f"fastrnn has no engine of its own for {x.device.type} tensors yet"
-    if x.device.type == "cuda" and not _cuda.has_triton():
+    if x.device.type == "cuda" and not _cuda.HAS_TRITON:
         return "the engine for CUDA tensors needs Triton, which is not installed"
     if x.dtype not in DTYPES:
         return f"the C++ engine takes float32, float64, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"

@@ -56,8 +56,8 @@ def forward(
         borders = x.new_empty(shape, dtype=call.compute)
     for s0 in range(0, call.steps, steps):
         s1 = min(s0 + steps, call.steps)
-        _input_product(call, pre, s0, s1, whole)
         if call.batch > 0:
+            _input_product(call, pre, s0, s1, whole)
             STRATEGIES[plan.strategy].forward(plan, call, pre, h, c, y, all_cells, borders, s0, s1, whole)
     kept = pre if whole else nothing if borders is None else borders
     return (

@@ -124,14 +124,16 @@ def plan(
         allow_tf32: whether products of float32 may be rounded to tf32.
         beyond_torch: the name of an argument in use that torch's layers do not have, or None: it keeps torch out.
     """
-    kernels = plan_kernels(cell, steps, batch, inputs, hidden, dtype, directions, facts, allow_tf32=allow_tf32)
+    beyond = None if beyond_torch is None else f"torch's layers have no {beyond_torch}= (unmeasured)"
+    sizes = (cell, steps, batch, inputs, hidden, dtype, directions)
+    kernels = plan_kernels(*sizes, facts, allow_tf32=allow_tf32, reason=beyond)
     if _forced:
         return kernels
     why_not = _why_no_kernels(dtype, facts)
     if why_not is not None:
         return Plan("torch", why_not)
     if beyond_torch is not None:
-        return replace(kernels, reason=f"torch's layers have no {beyond_torch}= (unmeasured)")
+        return kernels
     if facts.vendor != "nvidia":
         return Plan("torch", f"our kernels are unmeasured on {facts.name}")
     if kernels.strategy != "resident":
@@ -154,13 +156,17 @@ def plan_kernels(
     facts: DeviceFacts,
     *,
     allow_tf32: bool = False,
+    reason: str | None = None,
 ) -> Plan:
-    """The best of our kernels, whatever torch has: the operators follow this. Arguments as of :func:`plan`."""
+    """The best of our kernels, whatever torch has: the operators follow this.
+
+    Arguments as of :func:`plan`; ``reason`` is why ours, if that is known.
+    """
     precision = "tf32" if allow_tf32 and dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
     size = dtype.itemsize
     if padded(hidden) <= RESIDENT_WIDTH[size] and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
         few = CELLS[cell].gates * padded(hidden) ** 2 * size <= FEW_WARPS_BYTES[size]
-        reason = "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
+        reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
         chosen = Plan("resident", reason, warps=4 if few else 8, precision=precision)
     else:
         tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
@@ -168,7 +174,7 @@ def plan_kernels(
         by_cublas = batch >= CUBLAS_ROWS and hidden >= CUBLAS_WIDTH
         chosen = Plan(
             "stepwise",
-            "W_hh is too large for one program to hold (unmeasured)",
+            reason or "W_hh is too large for one program to hold (unmeasured)",
             tile=tile,
             units=32 if crowded and size < 8 else 16,
             depth=64 if size == 2 else 32,

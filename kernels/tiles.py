@@ -20,7 +20,10 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     Where ``out`` is of another dtype than the factors (float32 for 16 bits), the sums are not rounded to theirs on the
     way.
     """
-    if add:
+    if a.shape[-1] == 0 or out.numel() == 0:
+        if not add:
+            out.zero_()
+    elif add:
         if out.dtype == a.dtype:
             out.addmm_(a, b)
         else:
@@ -29,7 +32,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
             out += part
     elif out.dtype == a.dtype:
         torch.matmul(a, b, out=out)
-    elif a.is_cuda:
+    elif a.is_cuda and torch.version.hip is None:
         (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=out.dtype, out=out)
     else:
         torch.matmul(a.to(out.dtype), b.to(out.dtype), out=out)

@@ -23,7 +23,7 @@ STRATEGIES = {
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
-    monkeypatch.setattr(_cuda, "has_triton", lambda: True)
+    monkeypatch.setattr(_cuda, "HAS_TRITON", True)
 
 
 def planned(
@@ -59,7 +59,7 @@ def test_old_gpus_and_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     old = planned(16, beyond_torch="reset")
     assert old.engine == "reference"
     assert "Tesla V100 has 7.0, and torch's layers have no reset=" in old.reason
-    monkeypatch.setattr(_cuda, "has_triton", lambda: False)
+    monkeypatch.setattr(_cuda, "HAS_TRITON", False)
     assert planned(16).engine == "torch"
     assert "needs Triton" in planned(16).reason
 

@@ -110,3 +110,13 @@ def test_a_plan_can_be_forced() -> None:
     assert choose() == usual
     with pytest.raises(TypeError, match="tiles"), forced(tiles=3):
         pass
+
+
+def test_a_compiler_can_look_into_it() -> None:
+    """Without breaking its graph: layers are planned while they are compiled."""
+
+    def planned(x: torch.Tensor) -> torch.Tensor:
+        return x + len(choose(hidden=x.shape[0]).reason) + len(choose(hidden=512, beyond_torch="reset").strategy)
+
+    x = torch.zeros(20)
+    assert torch.equal(torch.compile(planned, fullgraph=True, backend="eager")(x), planned(x))
