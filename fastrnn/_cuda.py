@@ -13,7 +13,6 @@ from torch import Tensor
 from fastrnn._ops import Gradients, Outputs
 from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, read_facts, tf32_allowed
 
-
 HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
 
