@@ -18,8 +18,6 @@ from fastrnn.reference import CELLS
 
 # The widest padded H whose W_hh a program holds without spilling, by bytes per element.
 RESIDENT_WIDTH = {2: 128, 4: 64, 8: 32}
-# How much of W_hh four warps hold without spilling; eight hold the rest.
-FEW_WARPS_BYTES = {2: 32 * 1024, 4: 16 * 1024, 8: 16 * 1024}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
 CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
@@ -165,7 +163,7 @@ def plan_kernels(
     precision = "tf32" if allow_tf32 and dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
     size = dtype.itemsize
     if padded(hidden) <= RESIDENT_WIDTH[size] and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
-        few = CELLS[cell].gates * padded(hidden) ** 2 * size <= FEW_WARPS_BYTES[size]
+        few = CELLS[cell].gates == 1 or (size == 2 and padded(hidden) <= 64)  # four warps spill nothing
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
         chosen = Plan("resident", reason, warps=4 if few else 8, precision=precision)
     else:
