@@ -18,6 +18,8 @@ from fastrnn.reference import CELLS
 
 # The widest padded H whose W_hh a program holds without spilling, by bytes per element.
 RESIDENT_WIDTH = {2: 128, 4: 64, 8: 32}
+# The most columns of padded W_hh' that four warps compute without spilling, by bytes per element; eight compute the rest.
+FOUR_WARPS_COLUMNS = {2: 256, 4: 96, 8: 32}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
 CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
@@ -162,8 +164,9 @@ def plan_kernels(
     """
     precision = "tf32" if allow_tf32 and dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
     size = dtype.itemsize
-    if padded(hidden) <= RESIDENT_WIDTH[size] and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
-        few = CELLS[cell].gates == 1 or (size == 2 and padded(hidden) <= 64)  # four warps spill nothing
+    holds = padded(hidden) <= RESIDENT_WIDTH[size] and (size < 8 or facts.vendor == "nvidia")
+    if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
+        few = CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
         chosen = Plan("resident", reason, warps=4 if few else 8, precision=precision)
     else:
