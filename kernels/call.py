@@ -27,7 +27,7 @@ class Call:
         rows_shape: the shape of ``y`` but for its features.
         first: first row of every step and, last, N, where sequences are packed; on the device ``first_row``.
         lengths: int32 ``(B,)`` on the device, of packed sequences too, or None.
-        reset: uint8 ``(T, B)`` contiguous or None.
+        reset: int32 ``(T, B)`` contiguous or None.
     """
 
     cell: Cell
@@ -92,7 +92,8 @@ class Call:
                 _check_tensor(name, state, (directions, batch, hidden), x.dtype)
         if reset is not None:
             _check_tensor("reset", reset, (steps, batch), torch.bool)
-            reset = reset.contiguous().view(torch.uint8)
+            # Not bytes: Triton 3.6 lays a product's factor out by the narrowest number behind it, which fails in float64.
+            reset = reset.to(torch.int32).contiguous()
         split = split_weights(weights, bidirectional)
         return cls(
             cell=spec,

@@ -31,7 +31,7 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
 BATCH = 16
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STORAGE = ("w", "y", "dy", "dpre")  # pointers to values of storage; others are to the compute dtype
-TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*u8"}
+TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*i32"}
 OPTIONAL = (*TABLES, "initial_ptr", "dcells_ptr", "borders_ptr")
 CELL_STATE = ("c_ptr", "cells_ptr", "borders_ptr", "c_prev_ptr", "dc_ptr", "dcells_ptr")  # an LSTM's alone
 

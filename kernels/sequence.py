@@ -1,10 +1,9 @@
-"""Which rows a step of a sequence has, for Triton: directions, padding, packing and resets, the same for all
-strategies.
+"""Which rows a step of a sequence has, for Triton: directions, padding, packing and resets, alike for all strategies.
 
 A kernel walks over processing steps ``s``; direction 1 runs backwards in time. Buffers of all steps are matrices with a
 row per step and sequence: step t begins at row ``t * B``, or at ``first[t]`` where sequences are packed (``first`` is
-int64; row numbers are, throughout). ``lengths (B,)`` are int32, of packed sequences too. What is absent is None, which
-costs nothing: it is a constant to the compiler.
+int64; row numbers are, throughout). ``lengths (B,)``, of packed sequences too, and ``reset (T, B)`` are int32. What is
+absent is None, which costs nothing: it is a constant to the compiler.
 """
 
 import triton
