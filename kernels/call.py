@@ -92,7 +92,7 @@ class Call:
                 _check_tensor(name, state, (directions, batch, hidden), x.dtype)
         if reset is not None:
             _check_tensor("reset", reset, (steps, batch), torch.bool)
-            # Not bytes: Triton 3.6 lays a product's factor out by the narrowest number behind it, which fails in float64.
+            # Not bytes: Triton 3.6 lays out a factor by the narrowest number behind it, which fails in float64.
             reset = reset.to(torch.int32).contiguous()
         split = split_weights(weights, bidirectional)
         return cls(

@@ -18,7 +18,7 @@ from fastrnn.reference import CELLS
 
 # The widest padded H whose W_hh a program holds without spilling, by bytes per element.
 RESIDENT_WIDTH = {2: 128, 4: 64, 8: 32}
-# The most columns of padded W_hh' that four warps compute without spilling, by bytes per element; eight compute the rest.
+# The most columns of padded W_hh' that four warps compute without spilling, by bytes per element; else there are eight.
 FOUR_WARPS_COLUMNS = {2: 256, 4: 96, 8: 16}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
