@@ -180,7 +180,7 @@ def plan_kernels(
             units=32 if crowded and size < 8 else 16,
             depth=64 if size == 2 else 32,
             product="torch" if by_cublas else "fused",
-            stages=3 if size == 2 else 2,
+            stages={2: 3, 4: 2, 8: 1}[size],  # deeper, float64 spills
             precision=precision,
         )
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
