@@ -178,9 +178,9 @@ def plan_kernels(
             reason or "W_hh is too large for one program to hold (unmeasured)",
             tile=tile,
             units=32 if crowded and size < 8 else 16,
-            depth=64 if size == 2 else 32,
+            depth={2: 64, 4: 32, 8: 16}[size],
             product="torch" if by_cublas else "fused",
-            stages={2: 3, 4: 2, 8: 1}[size],  # deeper, float64 spills
+            stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
             precision=precision,
         )
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
