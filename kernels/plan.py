@@ -166,7 +166,7 @@ def plan_kernels(
     size = dtype.itemsize
     holds = padded(hidden) <= RESIDENT_WIDTH[size] and (size < 8 or facts.vendor == "nvidia")
     if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
-        few = CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
+        few = padded(hidden) <= 64 and CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
         chosen = Plan("resident", reason, warps=4 if few else 8, precision=precision)
     else:
@@ -189,10 +189,10 @@ def plan_kernels(
 def resident_memory(cell: str, hidden: int, itemsize: int) -> int:
     """Bytes of shared memory that a resident program takes at most (backward; known from compilation for sm_90).
 
-    W_hh, a batch tile of the gates' gradients, and one of a state.
+    W_hh, a batch tile of the gates' gradients, one of a state, and some for changes of layout.
     """
     spec, width = CELLS[cell], padded(hidden)
-    return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE)
+    return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE) + 2048
 
 
 def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
