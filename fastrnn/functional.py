@@ -217,8 +217,15 @@ def plan_stack(
 ) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
-    options = {"proj_size": stack.proj_size, "single": single, "trains": trains, "steps": steps, "batch": batch}
-    return plan(stack.cell, x, list(params), beyond_torch=beyond_torch, **options)
+    return plan(
+        *(stack.cell, x, list(params)),
+        beyond_torch=beyond_torch,
+        proj_size=stack.proj_size,
+        single=single,
+        trains=trains,
+        steps=steps,
+        batch=batch,
+    )
 
 
 def single_rows(stack: Stack, x: Tensor, steps: int, batch: int, trains: bool) -> int:
