@@ -244,6 +244,19 @@ def test_a_mask_that_lets_too_much_through_is_caught() -> None:
         copy_kernel[(2,)](torch.zeros(10), torch.zeros(16), 11, 0, BLOCK=8, MASKED=True)
 
 
+@triton.jit
+def scalar_mask_kernel(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=(i >= 0) & (size > 2)), mask=(i < 0) | (size > 2))
+    tl.store(y_ptr - 1 - i, 1.0, mask=(i < 0) | (~(size > 2)))
+
+
+def test_a_condition_on_a_scalar_masks_all_lanes() -> None:
+    x, y = torch.arange(8.0), torch.zeros(8)
+    scalar_mask_kernel[(1,)](x, y, 3, BLOCK=8)
+    assert torch.equal(y, x)
+
+
 def test_an_access_between_elements_is_caught() -> None:
     x = torch.zeros(9, dtype=torch.int8)[1:].view(torch.int8)
     copy_kernel[(1,)](x, torch.zeros(8, dtype=torch.int8), 8, 0, BLOCK=8, MASKED=False)

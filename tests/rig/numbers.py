@@ -53,6 +53,13 @@ class Numbers(InterpreterBuilder):
         """A constant."""
         return _as_bfloat16(np.array([value], dtype=np.float32))
 
+    def create_splat(self, *given: Any) -> TensorHandle:
+        """One value for all lanes; the truth of a comparison stays one, and is no number to be negated bit by bit."""
+        value, splat = given[-1], super().create_splat(*given)
+        if value.data.dtype == np.bool_:
+            splat.data = splat.data.astype(np.bool_)
+        return splat
+
     def cast_impl(self, src: TensorHandle, dst_type: Any) -> TensorHandle:
         """Conversions but for the bits of 8-bit floats."""
         kinds = {src.dtype.scalar, dst_type.scalar}
