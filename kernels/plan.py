@@ -57,6 +57,7 @@ class Plan:
         units: hidden units in one program (stepwise).
         depth: how much of H the stepwise product takes at a time.
         product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
+        together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
         warps, stages: of a program, and of its pipelined loads.
         precision: of products of float32: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
     """
@@ -67,6 +68,7 @@ class Plan:
     units: int = 32
     depth: int = 64
     product: str = "fused"
+    together: int = 2
     warps: int = 4
     stages: int = 2
     precision: str = "ieee"
@@ -168,7 +170,10 @@ def plan_kernels(
     if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
         few = padded(hidden) <= 64 and CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
-        chosen = Plan("resident", reason, warps=4 if few else 8, precision=precision)
+        # Without matrix units there are no layouts to change, and two gates at a time spill; AMD's changes get no fewer.
+        by_units = facts.vendor == "nvidia" and (dtype != torch.float32 or precision == "tf32")
+        together = 2 if by_units and CELLS[cell].gates > 1 else 1
+        chosen = Plan("resident", reason, together=together, warps=4 if few else 8, precision=precision)
     else:
         tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
         crowded = cdiv(batch, tile) * cdiv(hidden, 32) * directions >= facts.sm_count

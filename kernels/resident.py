@@ -24,15 +24,73 @@ from fastrnn.reference import Cell
 
 
 @triton.jit
-def weight(w_ptr, gate, H: tl.constexpr, HP: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """One gate's square of W_hh, padded with zeros to HP: unit rows, or unit columns if TRANSPOSED."""
-    row, column = tl.arange(0, HP)[:, None], tl.arange(0, HP)[None, :]
-    inside = (row < H) & (column < H)
+def gates_at(FIRST: tl.constexpr, ALL: tl.constexpr, TILE: tl.constexpr, H: tl.constexpr, HP: tl.constexpr):
+    """Where the units of the TILE gates from FIRST on are, H apart and each padded to HP, and which there are.
+
+    Of the last ones of ALL gates there may be fewer than TILE.
+    """
+    COUNT: tl.constexpr = TILE if FIRST + TILE <= ALL else ALL - FIRST
+    p = tl.arange(0, COUNT * HP)
+    return (FIRST + p // HP) * H + p % HP, p % HP < H
+
+
+@triton.jit
+def weight(
+    w_ptr, FIRST: tl.constexpr, G: tl.constexpr, TILE: tl.constexpr, H: tl.constexpr, HP: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """The rows of W_hh of a tile of gates, or the columns of its transpose, padded with zeros."""
+    at, inside = gates_at(FIRST, G, TILE, H, HP)
+    k = tl.arange(0, HP)
     if TRANSPOSED:
-        at = (gate * H + column) * H + row
+        rows = tl.load(w_ptr + (at[None, :] * H + k[:, None]), mask=inside[None, :] & (k < H)[:, None], other=0.0)
     else:
-        at = (gate * H + row) * H + column
-    return tl.load(w_ptr + at, mask=inside, other=0.0)
+        rows = tl.load(w_ptr + (at[:, None] * H + k[None, :]), mask=inside[:, None] & (k < H)[None, :], other=0.0)
+    return rows
+
+
+@triton.jit
+def load_gates(ptr, at, rows, G: tl.constexpr, TILE: tl.constexpr, H: tl.constexpr, HP: tl.constexpr):
+    """What each unit has for each gate, H apart from ``ptr + at`` on, in tiles of TILE gates."""
+    tiles = ()
+    for k in tl.static_range(0, G, TILE):
+        column, inside = gates_at(k, G, TILE, H, HP)
+        tiles = tiles + (tl.load(ptr + (at + column[None, :]), mask=rows & inside[None, :], other=0.0),)
+    return tiles
+
+
+@triton.jit
+def store_gates(ptr, at, rows, values, G: tl.constexpr, TILE: tl.constexpr, H: tl.constexpr, HP: tl.constexpr):
+    """The reverse, of values apart; those beyond the gates singly."""
+    for k in tl.static_range(0, G, TILE):
+        column, inside = gates_at(k, G, TILE, H, HP)
+        tl.store(
+            ptr + (at + column[None, :]),
+            joined(values[k : k + TILE if k + TILE <= G else G]),
+            mask=rows & inside[None, :],
+        )
+    for k in tl.static_range(G, len(values)):
+        column, inside = gates_at(k, k + 1, 1, H, HP)
+        tl.store(ptr + (at + column[None, :]), values[k], mask=rows & inside[None, :])
+
+
+@triton.jit
+def joined(parts):
+    """One or two tiles side by side. A thread has in them what it had."""
+    tile = parts[0]
+    if len(parts) == 2:
+        both = tl.permute(tl.join(parts[0], parts[1]), (0, 2, 1))
+        tile = tl.reshape(both, (both.shape[0], 2 * both.shape[2]))
+    return tile
+
+
+@triton.jit
+def parted(tile, HP: tl.constexpr):
+    """The reverse."""
+    parts = (tile,)
+    if tile.shape[1] == 2 * HP:
+        parts = tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, HP)), (0, 2, 1)))
+    return parts
 
 
 @triton.jit
@@ -49,11 +107,13 @@ def resident_forward(
     pre_ptr, w_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, lengths_ptr, first_ptr, reset_ptr,
     T, B, N, s0, s1, chunks,
     CELL: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, W: tl.constexpr, G: tl.constexpr, BB: tl.constexpr,
-    WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Steps s0 … s1 - 1 of processing order. ``pre`` has N rows; of all steps if WHOLE, and the gates take its place.
 
-    The recurrent product of gate k has the pre-activation k for its start, but that of a GRU's n, kept apart.
+    The recurrent products have the pre-activations for their start, but that of a GRU's n, kept apart. TILE gates are
+    multiplied, loaded and stored as one, so that the layout of a matrix unit is changed for another one less often:
+    each change takes a way through shared memory and two barriers.
     """
     b0, d, D = tl.program_id(0).to(tl.int64) * BB, tl.program_id(1), tl.num_programs(1)
     i, u = tl.arange(0, BB), tl.arange(0, HP)
@@ -66,17 +126,18 @@ def resident_forward(
     if c_ptr is not None:
         c = tl.load(c_ptr + state_at, mask=state_mask, other=0.0)
     ws = ()
-    for k in tl.static_range(G):
-        ws = ws + (weight(w_ptr + d * (G * H * H), k, H, HP, True),)
-    bias = columns(bias_ptr + d * (W * H), u[None, :], unit, H, W)
+    for k in tl.static_range(0, G, TILE):
+        ws = ws + (weight(w_ptr + d * (G * H * H), k, G, TILE, H, HP, True),)
+    bias_ptr += d * (W * H)
+    bias = load_gates(bias_ptr, tl.zeros((1, 1), tl.int32), tl.full((1, 1), 1, tl.int1), G, TILE, H, HP)
+    bias_n = columns(bias_ptr + G * H, u[None, :], unit, H, W - G)
     pre_ptr += (d.to(tl.int64) * N - base_row(s0, s1, d, T, first_ptr, B, WHOLE)) * (W * H)
-    pre_at, y_at = i[:, None] * (W * H) + u[None, :], i[:, None] * (D * H) + u[None, :] + d * H
-    IN: tl.constexpr = 3 if CELL == "gru" else W  # what the input contributes to
+    pre_at, y_at = i[:, None] * (W * H), i[:, None] * (D * H) + u[None, :] + d * H
 
     t = time_of(s0, d, T)
     row = row_of(t, first_ptr, B) + b0
-    alive = (t < length)[:, None] & unit
-    pre = columns(pre_ptr + row * (W * H), pre_at, alive, H, IN)
+    alive = (t < length)[:, None]
+    pre = load_gates(pre_ptr + row * (W * H), pre_at, alive, G, TILE, H, HP)
     for s in range(s0, s1):
         if borders_ptr is not None:
             border = borders_ptr + (d * chunks + s // CHUNK).to(tl.int64) * B * H + b0 * H
@@ -86,23 +147,25 @@ def resident_forward(
             h, c = tl.where(cut, 0.0, h), tl.where(cut, 0.0, c)
         operand = h.to(w_ptr.dtype.element_ty)
         sums = ()
-        for k in tl.static_range(G):
-            product = tl.dot(operand, ws[k], input_precision=PRECISION, out_dtype=h.dtype)
+        for k in tl.static_range(0, G, TILE):
+            start = pre[k // TILE] + bias[k // TILE]
             if CELL == "gru" and k == 2:
-                sums = sums + (pre[2] + bias[2], product + bias[3])
+                product = tl.dot(operand, ws[k // TILE], input_precision=PRECISION, out_dtype=h.dtype)
+                sums = sums + (start, product + bias_n[0])
             else:
-                sums = sums + (product + (pre[k] + bias[k]),)
+                product = tl.dot(operand, ws[k // TILE], start, input_precision=PRECISION, out_dtype=h.dtype)
+                sums = sums + parted(product, HP)
 
         next_t = time_of(tl.minimum(s + 1, s1 - 1), d, T)
         next_row = row_of(next_t, first_ptr, B) + b0
-        next_alive = (next_t < length)[:, None] & unit
-        pre = columns(pre_ptr + next_row * (W * H), pre_at, next_alive, H, IN)
+        next_alive = (next_t < length)[:, None]
+        pre = load_gates(pre_ptr + next_row * (W * H), pre_at, next_alive, G, TILE, H, HP)
 
         kept, h_new, c_new = gates.forward(sums, h, c, CELL)
         y_mask = state_mask
         h_out, c_out = h_new, c_new
         if first_ptr is not None:
-            y_mask = alive
+            y_mask = alive & unit
         elif lengths_ptr is not None:
             h_out, c_out = tl.where(alive, h_new, 0.0), tl.where(alive, c_new, 0.0)
         if lengths_ptr is not None:
@@ -113,8 +176,7 @@ def resident_forward(
         if cells_ptr is not None:
             tl.store(cells_ptr + row * (D * H) + y_at, c_out, mask=y_mask)
         if WHOLE and W > 1:
-            for k in tl.static_range(W):
-                tl.store(pre_ptr + row * (W * H) + k * H + pre_at, kept[k], mask=alive)
+            store_gates(pre_ptr + row * (W * H), pre_at, alive, kept, G, TILE, H, HP)
         t, row, alive = next_t, next_row, next_alive
     tl.store(h_ptr + state_at, h, mask=state_mask)
     if c_ptr is not None:
@@ -172,7 +234,7 @@ def resident_backward(
         dc = tl.load(dc_ptr + carry_at, mask=carry_mask, other=0.0)
     ws = ()
     for k in tl.static_range(G):
-        ws = ws + (weight(w_ptr + d * (G * H * H), k, H, HP, False),)
+        ws = ws + (weight(w_ptr + d * (G * H * H), k, G, 1, H, HP, False),)
     local = d.to(tl.int64) * M - base_row(s0, s1, d, T, first_ptr, B, False)
     gates_local = local
     if WHOLE:
@@ -240,7 +302,7 @@ def resident_backward(
 
 def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
     """The constants of :func:`resident_forward`."""
-    return _constants(plan, cell, hidden) | {"WHOLE": whole, "CHUNK": LEAN_CHUNK}
+    return _constants(plan, cell, hidden) | {"TILE": plan.together, "WHOLE": whole, "CHUNK": LEAN_CHUNK}
 
 
 def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:

@@ -18,10 +18,11 @@ from fastrnn.reference import CELLS
 ALL = pytest.mark.parametrize("cell", CELLS)
 PLANS = {
     "resident": Plan("resident", "a test"),
+    "gates apart": Plan("resident", "a test", together=1),
     "stepwise": Plan("stepwise", "a test", units=16, depth=16),
     "products by torch": Plan("stepwise", "a test", units=32, product="torch"),
 }
-KERNELS = pytest.mark.parametrize("kernels", PLANS)
+KERNELS = pytest.mark.parametrize("kernels", ["resident", "stepwise", "products by torch"])
 FUSED = pytest.mark.parametrize("kernels", ["resident", "stepwise"])
 TAPES = ("full", "lean")
 
@@ -73,6 +74,13 @@ def test_products_of_short_numbers_by_torch(use: Use, dtype: torch.dtype) -> Non
     use("products by torch")
     for cell in ("lstm", "gru"):
         check(draw(cell, 5, layout="lengths", dtype=dtype), tapes=["full"])
+
+
+@ALL
+def test_gates_one_at_a_time(use: Use, cell: str) -> None:
+    """As float32 without tf32 is computed."""
+    use("gates apart")
+    check(draw(cell, 3, 17, bidirectional=True, layout="lengths", reset=True, cells=True), tapes=["full"])
 
 
 @FUSED

@@ -1,0 +1,132 @@
+"""What the Triton kernels cost on the GPUs they are for, as compiled: a change that makes one of them spill, wait at
+more barriers or load W_hh in the time loop fails here, on any machine.
+
+The numbers are those of Triton 3.6 and are measured by ``python -m bench kernels``; who improves on them, pins them.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("triton")
+
+import triton
+
+from bench import kernels
+from bench.aot import Counts, Report, compile_kernel
+
+pytestmark = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="other compilers make other code")
+
+SLACK = 8  # registers by which a thread may have more: assemblers hand them out in eights
+
+
+class Budget(NamedTuple):
+    """At most so many, but for tensor-core instructions: exactly so many. Of the loop, or all where it was unrolled.
+
+    A resident kernel's loop goes through time, and its loads are those of a step: W_hh would be hundreds more.
+    """
+
+    registers: int
+    loads: int
+    barriers: int
+    tensor: int
+
+
+BUDGETS = {
+    ("resident_forward/rnn_tanh/bf16/128/dense", "sm_90"): Budget(62, 2, 6, 16),
+    ("resident_backward/rnn_tanh/bf16/128/dense", "sm_90"): Budget(64, 2, 6, 16),
+    ("resident_forward/rnn_relu/bf16/128/dense", "sm_90"): Budget(62, 2, 6, 16),
+    ("resident_backward/rnn_relu/bf16/128/dense", "sm_90"): Budget(64, 2, 6, 16),
+    ("resident_forward/lstm/bf16/128/dense", "sm_90"): Budget(188, 8, 12, 64),
+    ("resident_backward/lstm/bf16/128/dense", "sm_90"): Budget(241, 13, 54, 64),
+    ("resident_forward/gru/bf16/128/dense", "sm_90"): Budget(189, 6, 14, 48),
+    ("resident_backward/gru/bf16/128/dense", "sm_90"): Budget(168, 10, 38, 48),
+    ("step_forward/rnn_tanh/bf16/512/dense/fused product", "sm_90"): Budget(39, 3, 2, 4),
+    ("step_backward/rnn_tanh/bf16/512/dense/fused product", "sm_90"): Budget(40, 23, 28, 32),
+    ("step_forward/rnn_relu/bf16/512/dense/fused product", "sm_90"): Budget(39, 3, 2, 4),
+    ("step_backward/rnn_relu/bf16/512/dense/fused product", "sm_90"): Budget(40, 23, 28, 32),
+    ("step_forward/lstm/bf16/512/dense/fused product", "sm_90"): Budget(84, 6, 2, 32),
+    ("step_backward/lstm/bf16/512/dense/fused product", "sm_90"): Budget(104, 8, 2, 32),
+    ("step_forward/gru/bf16/512/dense/fused product", "sm_90"): Budget(67, 5, 2, 24),
+    ("step_backward/gru/bf16/512/dense/fused product", "sm_90"): Budget(80, 67, 46, 192),
+    ("step_forward/lstm/bf16/512/dense/torch product", "sm_90"): Budget(32, 14, 0, 0),
+    ("step_backward/gru/bf16/512/dense/torch product", "sm_90"): Budget(30, 8, 0, 0),
+    ("gates_again/lstm/bf16/512/dense", "sm_90"): Budget(50, 12, 0, 0),
+    ("gates_again/gru/bf16/512/dense", "sm_90"): Budget(34, 10, 0, 0),
+    ("states_before/bf16/512/dense", "sm_90"): Budget(30, 4, 0, 0),
+    ("resident_forward/lstm/fp32/64/dense", "sm_90"): Budget(120, 4, 2, 0),
+    ("resident_backward/gru/tf32/64/dense", "sm_90"): Budget(94, 6, 24, 24),
+    ("resident_backward/lstm/fp64/32/dense", "sm_90"): Budget(125, 7, 32, 8),
+    ("step_forward/lstm/tf32/512/dense/fused product", "sm_90"): Budget(86, 95, 56, 512),
+    ("step_backward/gru/fp64/512/dense/fused product", "sm_90"): Budget(164, 6, 6, 6),
+    ("step_forward/gru/fp32/512/dense/fused product", "sm_90"): Budget(46, 4, 2, 0),
+    ("resident_forward/lstm/bf16/128/all", "sm_90"): Budget(178, 11, 10, 64),
+    ("resident_backward/lstm/bf16/128/all", "sm_90"): Budget(234, 18, 58, 64),
+    ("resident_backward/gru/fp16/128/all", "sm_90"): Budget(166, 13, 38, 48),
+    ("step_backward/lstm/bf16/512/all/fused product", "sm_90"): Budget(128, 8, 2, 32),
+    ("resident_backward/lstm/bf16/128/all", "sm_80"): Budget(246, 18, 58, 64),
+    ("step_forward/gru/bf16/512/dense/fused product", "sm_80"): Budget(79, 59, 27, 192),
+    ("resident_forward/gru/bf16/64/dense", "sm_120"): Budget(163, 6, 14, 24),
+    ("step_backward/lstm/bf16/512/all/fused product", "sm_120"): Budget(128, 8, 2, 32),
+    ("resident_forward/lstm/bf16/64/dense", "gfx942"): Budget(148, 4, 10, 16),
+    ("resident_backward/gru/bf16/64/all", "gfx942"): Budget(104, 8, 18, 12),
+    ("step_forward/lstm/bf16/512/dense/fused product", "gfx942"): Budget(76, 5, 2, 16),
+    ("resident_forward/lstm/tf32/64/dense", "sm_90"): Budget(102, 4, 14, 32),
+    ("resident_backward/lstm/fp32/64/dense", "sm_90"): Budget(108, 7, 2, 0),
+    ("resident_forward/lstm/fp64/32/dense", "sm_90"): Budget(128, 4, 20, 4),
+    ("resident_forward/gru/bf16/64/all", "sm_90"): Budget(140, 9, 8, 24),
+    ("resident_forward/lstm/bf16/128/dense", "sm_80"): Budget(191, 8, 12, 64),
+    ("gates_again/lstm/bf16/512/all", "sm_90"): Budget(52, 14, 0, 0),
+}
+
+
+def counts(report: Report) -> Counts:
+    return report.loop() if report.loops else report.whole
+
+
+def over(report: Report, budget: Budget) -> list[str]:
+    """What a kernel has too much of."""
+    found, limits = counts(report), report.limits
+    return [
+        f"{what}: {value}, at most {most}"
+        for what, value, most in (
+            ("bytes spilled", report.spills + report.stack, 0),
+            ("local memory accesses", report.whole.local, 0),
+            ("bytes of shared memory", report.shared, limits.shared),
+            ("registers", report.registers, min(limits.registers, budget.registers + SLACK)),
+            ("global loads", found.global_loads, budget.loads),
+            ("barriers", found.barriers, budget.barriers),
+            ("tensor-core instructions", abs(found.tensor_cores() - budget.tensor), 0),
+        )
+        if value > most
+    ]
+
+
+@pytest.fixture(scope="module")
+def reports() -> Iterator[Mapping[tuple[str, str], kernels.Row]]:
+    """All of them, compiled by two processes."""
+    place = {(entry.name, target): i for i, entry in enumerate(kernels.catalog()) for target in entry.targets}
+    jobs = [(kernels.CATALOG, place[which], which[1]) for which in BUDGETS]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield {(row.name, row.target): row for row in pool.map(kernels.compiled, jobs)}
+
+
+@pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
+def test_a_kernel_keeps_to_its_budget(which: tuple[str, str], reports: Mapping[tuple[str, str], kernels.Row]) -> None:
+    row = reports[which]
+    assert row.report is not None, row.error
+    assert not over(row.report, BUDGETS[which]), counts(row.report)
+
+
+def test_a_kernel_that_spills_is_over_its_budget() -> None:
+    """Four warps cannot hold what eight do."""
+    name, target = "resident_backward/lstm/bf16/128/dense", "sm_90"
+    (entry,) = (entry for entry in kernels.catalog() if entry.name == name and target in entry.targets)
+    kernel, signature, constants = entry.kernel, entry.signature, entry.constants
+    report = compile_kernel(kernel, signature, constants, target, num_warps=4, num_stages=entry.num_stages)
+    wrong = over(report, BUDGETS[name, target])
+    assert any("spilled" in line for line in wrong)
+    assert any("local memory" in line for line in wrong)
