@@ -170,7 +170,7 @@ def plan_kernels(
     if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
         few = padded(hidden) <= 64 and CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
-        # Without matrix units there are no layouts to change, and two gates at a time spill; AMD's changes get no fewer.
+        # Without matrix units there are no layouts to change, and and two gates at a time spill; on AMD it saves none.
         by_units = facts.vendor == "nvidia" and (dtype != torch.float32 or precision == "tf32")
         together = 2 if by_units and CELLS[cell].gates > 1 else 1
         chosen = Plan("resident", reason, together=together, warps=4 if few else 8, precision=precision)
