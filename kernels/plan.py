@@ -1,9 +1,10 @@
 """Which kernel computes a layer on a GPU, with which tiles: a pure function of cell, sizes, dtype and device facts.
 
 Nothing here needs a GPU or Triton. No kernel of this package has been measured on a GPU yet, so :func:`plan` is
-conservative: it leaves to torch (cuDNN, MIOpen) all that torch has, but where a model of the hardware says that the
-resident strategy is clearly faster; and its reasons say "unmeasured". Tiles and warps come from ahead-of-time
-compilation: the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog` names them all).
+conservative: it leaves to torch (cuDNN, MIOpen) all that torch has, and its reasons say "unmeasured" where the kernels
+are chosen for what torch does not have; :func:`forced` has them compute the rest. Tiles and warps come from
+ahead-of-time compilation: the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog`
+names them all).
 """
 
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def plan(
         return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
     if dtype == torch.float64:
         return Plan("torch", "the model of the hardware is silent on float64")
-    return kernels
+    return Plan("torch", "W_hh could stay on chip for all steps, but no GPU has shown yet that this is faster")
 
 
 def plan_kernels(

@@ -25,9 +25,10 @@ def choose(
     facts: DeviceFacts = H100,
     steps: int = 100,
     batch: int = 16,
+    beyond_torch: str | None = "reset",
     **options: object,
 ) -> Plan:
-    return plan(cell, steps, batch, 64, hidden, dtype, 1, facts, **options)
+    return plan(cell, steps, batch, 64, hidden, dtype, 1, facts, beyond_torch=beyond_torch, **options)
 
 
 def test_small_layers_are_resident() -> None:
@@ -41,6 +42,7 @@ def test_small_layers_are_resident() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        ({}, "no GPU has shown yet"),
         ({"hidden": 129}, "too large for one program"),
         ({"hidden": 65, "dtype": torch.float32}, "too large for one program"),
         ({"facts": RTX5090}, "too large for one program"),
@@ -53,7 +55,7 @@ def test_small_layers_are_resident() -> None:
     ids=str,
 )
 def test_what_is_left_to_torch_and_why(options: dict[str, object], reason: str) -> None:
-    chosen = choose(**options)
+    chosen = choose(**options, beyond_torch=None)
     assert chosen.strategy == "torch"
     assert reason in chosen.reason
     assert str(chosen) == "torch"
