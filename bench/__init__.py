@@ -1,13 +1,15 @@
 """Benchmarks of fastrnn: one harness, one results format, plots made from results alone.
 
-``python -m bench cpu`` measures layers, ``python -m bench plot RESULTS`` draws what was measured, ``python -m bench
-report RESULTS`` tabulates it and says which targets it reaches, and ``python -m bench.workloads.language_model`` trains
+``python -m bench cpu`` measures layers, ``python -m bench gpu`` those on a GPU, ``python -m bench plot RESULTS`` draws
+what was measured, ``python -m bench report RESULTS`` tabulates it and says which targets it reaches, and ``python -m bench.workloads.language_model`` trains
 a language model with torch.nn and with fastrnn side by side.
 
 * :mod:`bench.plan`: what a run is made of
 * :mod:`bench.grid`, :mod:`bench.cpu`: which cells and shapes, and the benchmark that goes through them
 * :mod:`bench.streaming`, :mod:`bench.packed`, :mod:`bench.resets`, :mod:`bench.tape`, :mod:`bench.scaling`: benchmarks
   beside the grid
+* :mod:`bench.gpu`: layers on a GPU, and :mod:`bench.sanitize`: tiny ones for compute-sanitizer; ``bench/gpu.sh`` runs
+  these, and the tests, on a machine with a GPU
 * :mod:`bench.contestants`, :mod:`bench.onnx_stack`: who runs them
 * :mod:`bench.check`: the same numbers, or nothing is timed
 * :mod:`bench.calls`, :mod:`bench.timing`: in turns, in one process

@@ -1,6 +1,7 @@
-"""The command line: ``python -m bench cpu`` measures, ``plot`` and ``report`` show what was measured.
+"""The command line: ``python -m bench cpu`` and ``gpu`` measure, ``plot`` and ``report`` show what was measured.
 
-``python -m bench kernels`` compiles the Triton kernels and shows what they are made of.
+``python -m bench kernels`` compiles the Triton kernels and shows what they are made of. rich and matplotlib are
+imported where they are used: a GPU is measured where there may be neither.
 """
 
 import argparse
@@ -8,16 +9,19 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import contestants, cpu, packed, plot, report, resets, results, roofline, scaling, streaming, tape, weights
+from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
 from bench.arguments import positive_float, positive_int
 from bench.check import MismatchError
+from bench.gpu import command
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
 ALSO = {
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="benchmarks beside the grid, in float32 (default: all with the core and full grids, none with quick)",
     )
     measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
+    command.add_parser(commands)
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")
@@ -82,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cpu(options: argparse.Namespace) -> int:
+    from bench import plot
+
     torch.set_num_threads(options.threads)
     console = _console()
     jobs: list[Job] = []
@@ -107,7 +114,7 @@ def _cpu(options: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _plan(options: argparse.Namespace, dtype: str, console: Console) -> Plan:
+def _plan(options: argparse.Namespace, dtype: str, console: "Console") -> Plan:
     """What is asked for; says who cannot take part."""
     keys = options.contestants or [key for key in contestants.NAMES if (options.grid, key) != ("full", "cell-loop")]
     taking_part = [results.BASELINE]
@@ -120,8 +127,10 @@ def _plan(options: argparse.Namespace, dtype: str, console: Console) -> Plan:
     return Plan(options.cells, GRIDS[options.grid], dtype, taking_part, options.seconds)
 
 
-def _measured(jobs: Sequence[Job], console: Console, refused: list[str]) -> Iterator[results.Row]:
+def _measured(jobs: Sequence[Job], console: "Console", refused: list[str]) -> Iterator[results.Row]:
     """Rows as they are measured, under a progress bar; what does not agree with torch.nn goes to ``refused``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # no refreshing thread: it would take the time of what is being measured
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
@@ -138,18 +147,24 @@ def _measured(jobs: Sequence[Job], console: Console, refused: list[str]) -> Iter
             done += job.rows
 
 
-def _show(rows: Sequence[results.Row], console: Console, targets: bool) -> None:
+def _show(rows: Sequence[results.Row], console: "Console", targets: bool) -> None:
+    from bench import report
+
     for table in report.tables(rows):
         console.print(table)
     if targets:
         console.print(report.targets_table(rows))
 
 
-def _console() -> Console:
+def _console() -> "Console":
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def _plot(options: argparse.Namespace) -> int:
+    from bench import plot
+
     rows = results.read(options.results)
     if not rows:
         raise results.ResultsError(f"{options.results} has no rows")

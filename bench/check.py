@@ -4,7 +4,8 @@ What a contestant computes is judged as the tests judge it (:mod:`fastrnn._accur
 from the reference in the same dtype.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +57,7 @@ def check_stacks(
     reference: nn.Module | None = None,
     training: bool = True,
     left_out: dict[str, str] | None = None,
+    under: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
 ) -> dict[str, float]:
     """Check stacks with the baseline's weights against it: outputs, last states, and gradients through all of them.
 
@@ -69,6 +71,7 @@ def check_stacks(
         reference: computes the same, to be run in float64; it becomes float64. None: a loop over torch.nn's cells.
         training: whether to check more than inference.
         left_out: where contestants other than fastrnn go, with the reason, if they are off. None: they raise as well.
+        under: contexts that contestants compute in, forward and backward.
 
     Returns:
         Each contestant's largest error, as a multiple of torch.nn's own error and a rounding unit.
@@ -82,7 +85,8 @@ def check_stacks(
     ratios = {}
     for name, stack in stacks.items():
         trains = training and not getattr(stack, "inference_only", False)
-        ours = _run(stack, x, x.dtype, weights, trains)
+        with (under or {}).get(name, nullcontext)():
+            ours = _run(stack, x, x.dtype, weights, trains)
         try:
             ratios[name] = compare(name, ours, *((theirs, truth) if trains else (_inferred(theirs), _inferred(truth))))
         except MismatchError as mismatch:
@@ -132,9 +136,10 @@ def _run(stack: nn.Module, x: Tensor, dtype: torch.dtype, weights: list[str], tr
     stack.train()
     x = x.clone().requires_grad_()
     outputs = _outputs(stack(x), " in training")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(x.device).manual_seed(0)
     # rounded to the dtype that is checked, so that the float64 reference backpropagates the very same numbers
-    upstream = [torch.randn(v.shape, generator=generator).to(checked).to(v.dtype) for v in outputs.values()]
+    drawn = [torch.randn(v.shape, generator=generator, device=v.device) for v in outputs.values()]
+    upstream = [numbers.to(checked).to(dtype) for numbers in drawn]
     inputs = [x, *stack.parameters()]  # in the same order in every contestant
     gradients = torch.autograd.grad(list(outputs.values()), inputs, upstream)
     detached = {name: value.detach() for name, value in outputs.items()}

@@ -8,7 +8,12 @@ import torch
 from bench.grid import Shape
 from bench.results import Row
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 MODES = ("inference", "training")
 
 

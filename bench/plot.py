@@ -18,10 +18,12 @@ SERIES: dict[str, Callable[[Sequence[Row]], Figure]] = {"scaling": curves.scalin
 def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     """Draw every kind of benchmark among the rows; the pictures' paths."""
     pictures = []
-    layers = [row for row in rows if row.benchmark == "layer"]
-    for number, dtype in enumerate(dict.fromkeys(row.case.dtype for row in layers)):
-        own = [row for row in layers if row.case.dtype == dtype]
-        pictures.append(save(_layers(own), folder / (f"{stem}-{dtype}.png" if number else f"{stem}.png")))
+    layers = [row for row in rows if row.benchmark == "layer" and row.times]
+    kinds = dict.fromkeys((row.case.dtype, bool(row.detail.get("tf32"))) for row in layers)
+    for number, (dtype, tf32) in enumerate(kinds):
+        own = [row for row in layers if (row.case.dtype, bool(row.detail.get("tf32"))) == (dtype, tf32)]
+        suffix = f"-{dtype}{'-tf32' if tf32 else ''}" if number else ""
+        pictures.append(save(_layers(own), folder / f"{stem}{suffix}.png"))
     for benchmark, picture in SERIES.items():
         own = [row for row in rows if row.benchmark == benchmark]
         if own:
@@ -37,19 +39,20 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
 def _layers(rows: Sequence[Row]) -> Figure:
     """The speedup over torch.nn by shape: a dot for each cell, with the spread of the times, a panel for each mode.
 
-    Where ONNX Runtime was measured, one more for the speedup over it.
+    Where ONNX Runtime was measured, one more for the speedup over it; on a GPU, more for each strategy by itself.
     """
     shapes = list(dict.fromkeys(str(row.case.shape) for row in rows))
-    against = [(mode, BASELINE) for mode in dict.fromkeys(row.case.mode for row in rows)]
+    names = dict.fromkeys(name for row in rows for name in row.times if name.startswith("fastrnn"))
+    modes = dict.fromkeys(row.case.mode for row in rows)
+    against = [(mode, name, BASELINE) for name in names for mode in modes]
     if any(ONNX in row.times for row in rows):
-        against.append(("inference", ONNX))
+        against.append(("inference", "fastrnn", ONNX))
     figure = Figure(figsize=(3.2 + 3.6 * len(against), 1.5 + 0.42 * len(shapes)), layout="constrained")
     panels = figure.subplots(1, len(against), sharey=True, sharex=True, squeeze=False)[0]
-    for axes, (mode, other) in zip(panels, against, strict=True):
-        _speedups(
-            axes, [row for row in rows if row.case.mode == mode and {"fastrnn", other} <= set(row.times)], other, shapes
-        )
-        axes.set_title(mode, **STYLE)
+    for axes, (mode, ours, other) in zip(panels, against, strict=True):
+        own = [row for row in rows if row.case.mode == mode and {ours, other} <= set(row.times)]
+        _speedups(axes, own, ours, other, shapes)
+        axes.set_title(mode if ours == "fastrnn" else f"{mode}, {ours}", **STYLE)
         axes.set_xlabel(f"times as fast as {other}", **STYLE)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -60,19 +63,19 @@ def _layers(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _speedups(axes: Axes, rows: Sequence[Row], other: str, shapes: Sequence[str]) -> None:
-    """One panel of them, over one other contestant."""
+def _speedups(axes: Axes, rows: Sequence[Row], ours: str, other: str, shapes: Sequence[str]) -> None:
+    """One panel of them, of one contestant over another."""
     cells = list(dict.fromkeys(row.case.cell for row in rows))
     axes.axvline(1, color=FAINT, linewidth=1)
     for place, cell in enumerate(cells):
         shift = (place - (len(cells) - 1) / 2) * 0.6 / len(cells)
         own = [row for row in rows if row.case.cell == cell]
         height = [shapes.index(str(row.case.shape)) + shift for row in own]
-        low = [row.times[other].p20 / row.times["fastrnn"].p80 for row in own]
-        high = [row.times[other].p80 / row.times["fastrnn"].p20 for row in own]
+        low = [row.times[other].p20 / row.times[ours].p80 for row in own]
+        high = [row.times[other].p80 / row.times[ours].p20 for row in own]
         colour = CELL_COLOURS[cell]
         axes.hlines(height, low, high, color=colour, alpha=0.35, linewidth=2.5)
-        axes.scatter([row.ratio("fastrnn", other) for row in own], height, s=22, color=colour, label=cell, zorder=3)
+        axes.scatter([row.ratio(ours, other) for row in own], height, s=22, color=colour, label=cell, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yticks(range(len(shapes)), shapes, fontsize=8)
 

@@ -1,8 +1,10 @@
-"""Tables of results: ratios, since a CPU's seconds mean little on another."""
+"""Tables of results: ratios, since a machine's seconds mean little on another."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bench.contestants import ONNX
@@ -10,21 +12,27 @@ from bench.plan import MODES
 from bench.results import BASELINE, Row
 from bench.targets import Reached, reached
 
-SHORT = {"torch.nn cell loop": "cell loop", ONNX: "ONNX"}
+SHORT = {"torch.nn cell loop": "cell loop", ONNX: "ONNX", "fastrnn resident": "resident", "fastrnn stepwise": "stepwise"}
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """All that there is to say of these rows, but for targets."""
-    layers = [row for row in rows if row.benchmark == "layer"]
-    kinds = dict.fromkeys((row.case.dtype, row.threads, row.provenance.isa, row.case.mode) for row in layers)
+    measured = [row for row in rows if row.times]
+    layers = [row for row in measured if row.benchmark == "layer"]
+    kinds = dict.fromkeys((row.case.dtype, row.threads, row.place, row.case.mode) for row in layers)
     made = []
-    for dtype, threads, isa, mode in sorted(kinds, key=lambda kind: (kind[:3], MODES.index(kind[3]))):
-        own = [
-            r for r in layers if (r.case.dtype, r.threads, r.provenance.isa, r.case.mode) == (dtype, threads, isa, mode)
-        ]
-        made.append(layers_table(own, f"{mode} ({dtype}, threads: {threads}, {isa})"))
-    others = [row for row in rows if row.benchmark not in ("layer", "language_model")]
-    return [*made, others_table(others)] if others else made
+    for kind in sorted(kinds, key=lambda kind: (kind[:3], MODES.index(kind[3]))):
+        own = [row for row in layers if (row.case.dtype, row.threads, row.place, row.case.mode) == kind]
+        made.append(layers_table(own, f"{kind[3]} ({kind[0]}, {kind[2]})"))
+    others = [row for row in measured if "fastrnn" in row.times and row.benchmark not in ("layer", "language_model")]
+    latencies = [row for row in measured if row.benchmark == "latency"]
+    missing = Counter(row.detail["not_measured"] for row in rows if "not_measured" in row.detail)
+    return [
+        *([latency_table(latencies)] if latencies else []),
+        *made,
+        *([others_table(others)] if others else []),
+        *([missing_table(missing)] if missing else []),
+    ]
 
 
 def layers_table(rows: Sequence[Row], kind: str) -> Table:
@@ -62,6 +70,27 @@ def others_table(rows: Sequence[Row]) -> Table:
             f"{SHORT.get(name, name)} {row.ratio('fastrnn', name):.2f}" for name in row.times if name != "fastrnn"
         )
         table.add_row(what, f"{row.case.cell} {row.case.shape}", row.case.mode, against, _fraction(row))
+    return table
+
+
+def latency_table(rows: Sequence[Row]) -> Table:
+    """What a GPU takes for the least there is to do, and its rates."""
+    table = Table(title=f"latencies and rates: {rows[0].place}", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("what", "microseconds", "rate"):
+        table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
+    for row in rows:
+        (times,) = row.times.values()
+        table.add_row(row.detail["what"], f"{1e6 * times.median:.2f}", row.detail.get("rate", ""))
+    return table
+
+
+def missing_table(reasons: Mapping[str, int]) -> Table:
+    """The rows that were to be measured and were not, by the reason."""
+    table = Table(title="not measured", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("rows", justify="right")
+    table.add_column("why")
+    for reason, rows in reasons.items():
+        table.add_row(str(rows), escape(reason))
     return table
 
 

@@ -3,16 +3,18 @@
 A row says what was run (``benchmark``, ``case``, ``threads``), what it took (``times`` in seconds for each contestant,
 and ``speedup``, the ratio of torch.nn's median to the contestant's), by what (``provenance``), and, in ``detail``, what
 only this benchmark has to say. Contestants of a row were timed in turns in one process: seconds of different rows, let
-alone of different machines, do not compare, ratios do.
+alone of different machines, do not compare, ratios do. A row without times says in ``detail["not_measured"]`` why.
 """
 
 import json
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,8 +58,37 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A GPU and what drives it."""
+
+    name: str
+    capability: str
+    driver: str
+    cuda: str
+    cudnn: str
+    triton: str
+
+    @classmethod
+    @cache
+    def here(cls) -> "Device":
+        """The current CUDA device."""
+        major, minor = torch.cuda.get_device_capability()
+        return cls(
+            name=torch.cuda.get_device_name(),
+            capability=f"{major}.{minor}",
+            driver=_driver(),
+            cuda=str(torch.version.cuda),
+            cudnn=str(torch.backends.cudnn.version()),
+            triton=version("triton") if find_spec("triton") else "none",
+        )
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """By what a row was measured. ``revision`` is git's, with a ``+`` where files were changed; None outside git."""
+    """By what a row was measured.
+
+    ``revision`` is git's, with a ``+`` where files were changed; None outside git. ``device`` is None of rows of CPUs.
+    """
 
     torch: str
     fastrnn: str
@@ -66,9 +97,10 @@ class Provenance:
     cpu: str
     revision: str | None
     timestamp: str
+    device: Device | None = None
 
     @classmethod
-    def here_and_now(cls) -> "Provenance":
+    def here_and_now(cls, device: Device | None = None) -> "Provenance":
         """Of this process."""
         return cls(
             torch=torch.__version__,
@@ -78,6 +110,7 @@ class Provenance:
             cpu=_cpu_model(),
             revision=_revision(),
             timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            device=device,
         )
 
 
@@ -95,7 +128,19 @@ class Row:
     @property
     def speedup(self) -> dict[str, float]:
         """By contestant: the median of torch.nn over the contestant's (above 1: faster than torch.nn)."""
+        if BASELINE not in self.times:
+            return {}
         return {name: self.ratio(name) for name in self.times if name != BASELINE}
+
+    @property
+    def place(self) -> str:
+        """Where it was measured, and how: ratios of rows of one place belong in one table."""
+        device = self.provenance.device
+        if device is None:
+            return f"threads: {self.threads}, {self.provenance.isa}"
+        tf32 = self.detail.get("tf32")
+        clock = ", graphs" if self.detail.get("clock") == "graphs" else ""
+        return f"{device.name}{'' if tf32 is None else ', TF32' if tf32 else ', no TF32'}{clock}"
 
     def ratio(self, name: str, against: str = BASELINE) -> float:
         """The median of one contestant over that of another (above 1: the first one named is faster)."""
@@ -124,6 +169,8 @@ def _rows(path: Path) -> Iterator[Row]:
             values = json.loads(line)
             values.pop("speedup")  # follows from the times
             values["case"] = _make(Case, values["case"])
+            if values["provenance"].get("device") is not None:
+                values["provenance"]["device"] = _make(Device, values["provenance"]["device"])
             values["provenance"] = _make(Provenance, values["provenance"])
             values["times"] = {name: _make(Times, times) for name, times in values["times"].items()}
             yield _make(Row, values)
@@ -132,8 +179,10 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _make(kind: type[T], values: dict[str, Any]) -> T:
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if names != set(values):
+    every = fields(kind)  # type: ignore[arg-type]
+    names = {f.name for f in every}
+    needed = {f.name for f in every if f.default is MISSING and f.default_factory is MISSING}
+    if not needed <= set(values) <= names:
         raise ValueError(f"a {kind.__name__} has {sorted(names)}, got {sorted(values)}")
     return kind(**values)
 
@@ -149,6 +198,15 @@ def _cpu_model() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+@cache
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 @cache

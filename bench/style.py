@@ -19,6 +19,9 @@ STYLE: dict[str, Any] = {"color": INK, "fontsize": 9}
 def where(row: Row, threads: bool = True) -> str:
     """By what a row was measured."""
     made = row.provenance
+    if (gpu := made.device) is not None:
+        versions = f"driver {gpu.driver}, CUDA {gpu.cuda}, cuDNN {gpu.cudnn}, triton {gpu.triton}"
+        return f"{row.case.dtype}, {row.place}, torch {made.torch}, {versions}"
     count = f"threads: {row.threads}, " if threads else ""
     return f"{row.case.dtype}, {count}{made.isa}, torch {made.torch}, {made.cpu}"
 

@@ -80,7 +80,8 @@ class Reached:
 
 def reached(rows: Sequence[Row]) -> list[Reached]:
     """Every target, with what these rows say of it."""
-    return [_reached(target, rows) for target in TARGETS]
+    on_cpu = [row for row in rows if row.provenance.device is None]
+    return [_reached(target, on_cpu) for target in TARGETS]
 
 
 def _reached(target: Target, rows: Sequence[Row]) -> Reached:

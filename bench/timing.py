@@ -18,6 +18,7 @@ LEAD = 0.02  # calls shorter than this are disturbed by having rested
 SLOW = 4.0  # a contestant whose turn takes as many times the shortest one sits out turns,
 SLOW_TURNS = 3  # except for the first few, once it has had its share of the time
 T = TypeVar("T")
+Clock = Callable[[Callable[[], object], int], float]  # makes a call as many times; the seconds of all of them
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,20 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def by_host(call: Callable[[], object], repeat: int) -> float:
+    """The clock of calls that are over when they return."""
+    begin = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return time.perf_counter() - begin
+
+
 def measure(
-    calls: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7, apart: Collection[str] = ()
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    at_least: int = 7,
+    apart: Collection[str] = (),
+    clock: Clock = by_host,
 ) -> dict[str, Times]:
     """Time each call, in turns.
 
@@ -67,12 +80,13 @@ def measure(
         apart: contestants with threads of their own. After a call, threads spin for a while, and would take the cores
             from those of the next contestant, were they not the same: there is a rest before the turn of these. Where
             one of them takes part, turns begin with a call that is not timed, which wakes the threads.
+        clock: takes the time of a turn.
 
     Returns:
         The times of each contestant, in seconds per call.
     """
     with no_collection():
-        once = {name: _warm(call) for name, call in calls.items()}
+        once = {name: _warm(call, clock) for name, call in calls.items()}
         repeats = {name: max(1, math.ceil(TURN / once[name])) for name in calls}
         per_turn = {name: once[name] * repeats[name] for name in calls}
         leads = {name for name in calls if once[name] < LEAD and not set(apart).isdisjoint(calls)}
@@ -90,23 +104,18 @@ def measure(
                     time.sleep(REST)
                 if name in leads:
                     call()
-                begin = time.perf_counter()
-                for _ in range(repeat):
-                    call()
-                lasted = time.perf_counter() - begin
+                lasted = clock(call, repeat)
                 spent[name] += lasted
                 taken[name].append(lasted / repeat)
             turn += 1
     return {name: Times.of(seconds_per_call) for name, seconds_per_call in taken.items()}
 
 
-def _warm(call: Callable[[], object]) -> float:
+def _warm(call: Callable[[], object], clock: Clock) -> float:
     """Warm a contestant up; the seconds of its fastest call."""
     fastest, end = math.inf, time.perf_counter() + WARMUP_SECONDS
     for _ in range(WARMUP):
-        begin = time.perf_counter()
-        call()
-        fastest = min(fastest, time.perf_counter() - begin)
+        fastest = min(fastest, clock(call, 1))
         if time.perf_counter() > end:
             break
     return max(fastest, 1e-9)

@@ -1,0 +1,12 @@
+"""Layers on a GPU: ``python -m bench gpu`` measures fastrnn against torch.nn, which is cuDNN there.
+
+* :mod:`bench.gpu.cases`: what is measured, in which order
+* :mod:`bench.gpu.contestants`: layers on the device, and the strategies of fastrnn's kernels one by one
+* :mod:`bench.gpu.clock`: time by CUDA events, of calls or of replays of a graph, and the setting of TF32
+* :mod:`bench.gpu.measure`: the check and the rows of a case
+* :mod:`bench.gpu.latency`: what the device takes for the least there is to do
+* :mod:`bench.gpu.command`: the command, which ends in time and says what it left out
+
+The rows are those of the CPU's benchmarks, with a device in their provenance, so that ``report`` and ``plot`` show
+them, on a machine without a GPU as well.
+"""
