@@ -1,8 +1,8 @@
 """Benchmarks of fastrnn: one harness, one results format, plots made from results alone.
 
 ``python -m bench cpu`` measures layers, ``python -m bench gpu`` those on a GPU, ``python -m bench plot RESULTS`` draws
-what was measured, ``python -m bench report RESULTS`` tabulates it and says which targets it reaches, and ``python -m bench.workloads.language_model`` trains
-a language model with torch.nn and with fastrnn side by side.
+what was measured, ``python -m bench report RESULTS`` tabulates it and says which targets it reaches, and ``python -m
+bench.workloads.language_model`` trains a language model with torch.nn and with fastrnn side by side.
 
 * :mod:`bench.plan`: what a run is made of
 * :mod:`bench.grid`, :mod:`bench.cpu`: which cells and shapes, and the benchmark that goes through them

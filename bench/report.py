@@ -12,7 +12,12 @@ from bench.plan import MODES
 from bench.results import BASELINE, Row
 from bench.targets import Reached, reached
 
-SHORT = {"torch.nn cell loop": "cell loop", ONNX: "ONNX", "fastrnn resident": "resident", "fastrnn stepwise": "stepwise"}
+SHORT = {
+    "torch.nn cell loop": "cell loop",
+    ONNX: "ONNX",
+    "fastrnn resident": "resident",
+    "fastrnn stepwise": "stepwise",
+}
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

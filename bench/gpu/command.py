@@ -1,6 +1,7 @@
 """``python -m bench gpu``: rows as they are measured, until all are or the time is up."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from bench.grid import CELLS
 from bench.results import BASELINE, Row
 
 LATENCY_SECONDS = 0.1  # of each
+WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
 
 
 @dataclass
@@ -44,7 +46,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """The command's own arguments."""
     parser = commands.add_parser("gpu", help="measure layers on a GPU against torch.nn, that is cuDNN")
     parser.set_defaults(run=run)
-    parser.add_argument("--part", nargs="+", choices=cases.PARTS, default=cases.PARTS, help="default: all", metavar="PART")
+    parser.add_argument(
+        "--part", nargs="+", choices=cases.PARTS, default=cases.PARTS, help="default: all", metavar="PART"
+    )
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL")
     parser.add_argument("--dtype", nargs="+", choices=cases.DTYPES, default=cases.DTYPES, metavar="DTYPE")
     parser.add_argument("--tf32", nargs="+", choices=cases.TF32, default=cases.TF32, help="of float32 (default: both)")
@@ -64,7 +68,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Measure what is asked for; 1 if something could not be, but for want of time."""
-    if not torch.cuda.is_available():
+    if contestants.DEVICE == "cuda" and not torch.cuda.is_available():
         raise results.ResultsError("there is no CUDA device here (torch.cuda.is_available() is False)")
     selection = Selection(
         options.part, options.cells, options.dtype, options.tf32, options.batch, options.hidden, options.steps
@@ -76,19 +80,42 @@ def run(options: argparse.Namespace) -> int:
     print(f"results: {options.out}, {sum(bool(row.times) for row in rows)} rows measured")
     if late:
         print(f"left out: {late} rows, since {limit.reason}")
+    _show(rows, options.out)
     for problem in problems:
         print(f"not timed: {problem}")
     return 1 if problems else 0
 
 
-def measured(
-    selection: Selection, options: argparse.Namespace, limit: Limit, problems: list[str]
-) -> Iterator[Row]:
+def _show(rows: Sequence[Row], path: Path) -> None:
+    """Tables and pictures, where there is what they are made with; else say how to have them elsewhere."""
+    try:
+        from rich.console import Console
+
+        from bench import report
+
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        for table in report.tables(rows):
+            console.print(table)
+    except ImportError as missing:
+        print(f"no tables ({missing}): `python -m bench report {path}` makes them elsewhere")
+    try:
+        from bench import plot
+
+        for picture in plot.draw(rows, path.parent, path.stem):
+            print(f"picture: {picture}")
+    except ImportError as missing:
+        print(f"no pictures ({missing}): `python -m bench plot {path}` makes them elsewhere")
+
+
+def measured(selection: Selection, options: argparse.Namespace, limit: Limit, problems: list[str]) -> Iterator[Row]:
     """Every row that is asked for, in order; those that cannot be measured without times, but with the reason."""
     if "latency" in selection.parts:
-        for row in latency.rows(selection.numbers(), LATENCY_SECONDS):
-            print(f"{row.detail['what']}: {1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}")
-            yield row
+        try:
+            for row in latency.rows(selection.numbers(), LATENCY_SECONDS):
+                print(f"{row.detail['what']}: {1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}")
+                yield row
+        except Exception as error:
+            problems.append(f"latency: {measure.first_line(error)}")
     lost = ""  # why nothing more can be measured, if so
     for task in cases.tasks(selection):
         left, reason = list(task.modes), lost or limit.reason

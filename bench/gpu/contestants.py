@@ -74,7 +74,9 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
     shape, facts = task.shape, _cuda.facts_of(torch.device(DEVICE))
     sizes = (task.cell, shape.steps, shape.batch, shape.input, shape.hidden, DTYPES[task.dtype], shape.directions)
     # where nothing fits on chip, the plan is stepwise
-    plans = [plan_kernels(*sizes, f, allow_tf32=bool(task.tf32)) for f in (facts, replace(facts, shared_memory_per_block=0))]
+    plans = [
+        plan_kernels(*sizes, f, allow_tf32=bool(task.tf32)) for f in (facts, replace(facts, shared_memory_per_block=0))
+    ]
     return {f"fastrnn {plan.strategy}": plan for plan in plans}
 
 

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can tell, by one command: build, test, watch by compute-sanitizer, measure.
+#
+#   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
+#
+# PART: build, tests, sanitizer, or a part of `python -m bench gpu` (latency, forward, training, stacks, reset, packed);
+# default: all of them. Everything is written under OUT_DIR (default: $OUT, else bench/results/gpu). The machine needs
+# torch, triton, a C++ compiler and a CUDA device, and no network: nothing is installed. A stage that fails, or takes too
+# long, does not keep the next ones from running; the exit status says whether all passed.
+#
+# In the environment: PYTHON (default: python3), MINUTES of measuring (default: 10).
+
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+root=$PWD
+python=${PYTHON:-python3}
+minutes=${MINUTES:-10}
+out=${OUT:-bench/results/gpu}
+stages=() measured=() passed=() failed=()
+
+usage() { sed -n '2,11s/^# \{0,1\}//p' "bench/gpu.sh"; }
+
+if [[ $# -gt 0 && $1 != -* ]]; then
+  out=$1
+  shift
+fi
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --part)
+      shift
+      while [[ $# -gt 0 && $1 != -* ]]; do
+        case $1 in
+          build | tests | sanitizer) stages+=("$1") ;;
+          latency | forward | training | stacks | reset | packed) measured+=("$1") ;;
+          *)
+            echo "bench/gpu.sh: there is no part $1" >&2
+            exit 2
+            ;;
+        esac
+        shift
+      done
+      ;;
+    --)
+      shift
+      break
+      ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *)
+      echo "bench/gpu.sh: what is $1?" >&2
+      usage >&2
+      exit 2
+      ;;
+  esac
+done
+everything=$((${#stages[@]} + ${#measured[@]} == 0))
+
+asked() { ((everything)) || [[ " ${stages[*]-} " == *" $1 "* ]]; }
+
+# stage NAME SECONDS COMMAND ...: its output goes to OUT_DIR/NAME.log, the end of it here if it fails.
+stage() {
+  local name=$1 limit=$2 status begin=$SECONDS
+  shift 2
+  echo "== $name (at most $limit s)"
+  timeout --kill-after=30 "$limit" "$@" > "$out/$name.log" 2>&1
+  status=$?
+  if ((status == 0)); then
+    passed+=("$name ($((SECONDS - begin)) s)")
+    return
+  fi
+  tail -n 25 "$out/$name.log"
+  if ((status == 124 || status == 137)); then
+    failed+=("$name: stopped after $limit s")
+  else
+    failed+=("$name: exit status $status")
+  fi
+}
+
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "bench/gpu.sh: there is no CUDA device that torch ($python) can use; nothing was run" >&2
+  exit 1
+fi
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+
+has() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
+
+environment() {
+  date --utc +%FT%TZ
+  git describe --always --exclude='*' --dirty=+ 2> /dev/null
+  nvidia-smi && nvidia-smi -q -d CLOCK,POWER
+  "$python" --version
+  "$python" -c 'import torch; print(torch.__config__.show()); print("cuDNN", torch.backends.cudnn.version())'
+  local package
+  for package in torch triton numpy pytest hypothesis rich matplotlib ninja setuptools onnxruntime; do
+    "$python" -c "from importlib.metadata import version as v; print('$package', v('$package'))" 2> /dev/null ||
+      echo "$package: not installed"
+  done
+  nvcc --version 2> /dev/null || echo 'nvcc: not found'
+  "${CXX:-c++}" --version | head -n 1
+  echo "compute-sanitizer: ${sanitizer:-not found}"
+}
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
+environment > "$out/environment.txt" 2>&1
+
+if asked build; then
+  # As an installation in place would leave it, without one: a checkout has no fastrnn/kernels of its own.
+  has fastrnn.kernels 2> /dev/null || ln -sfn ../kernels fastrnn/kernels
+  stage build 600 "$python" setup.py -q build_ext --inplace
+fi
+
+if asked tests; then
+  options=(-q -ra -p no:benchmark) # a plugin that warns where it finds pytest-xdist, and warnings are errors
+  has xdist && options+=(-n 8)     # most of the time goes to compilers
+  stage tests-gpu 900 "$python" -m pytest "${options[@]}" -m gpu --junit-xml="$out/tests-gpu.xml"
+  stage tests 900 "$python" -m pytest "${options[@]}" -m 'not gpu' --junit-xml="$out/tests.xml"
+  if [[ -d tests/interpreted ]]; then # Triton interprets kernels in a process of its own; 5: there were no tests to run
+    TRITON_INTERPRET=1 stage tests-interpreted 900 \
+      bash -c '"$@" || (($? == 5))' - "$python" -m pytest "${options[@]}" tests/interpreted
+  fi
+fi
+
+if asked sanitizer; then
+  stage sanitize 300 "$python" -m bench.sanitize # by itself first: it compiles what the others find compiled
+  for tool in memcheck racecheck; do
+    if [[ -z $sanitizer ]]; then
+      failed+=("$tool: there is no compute-sanitizer")
+      continue
+    fi
+    # Without torch's cache of memory, what is read past a tensor is read past an allocation.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 300 \
+      "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m bench.sanitize
+  done
+fi
+
+if ((everything || ${#measured[@]} > 0)); then
+  parts=()
+  ((${#measured[@]} > 0)) && parts=(--part "${measured[@]}")
+  stage bench $((${minutes%.*} * 60 + 180)) "$python" -m bench gpu --minutes "$minutes" --out "$out/gpu.jsonl" \
+    "${parts[@]}" "$@"
+fi
+
+{
+  echo "== summary: ${#passed[@]} passed, ${#failed[@]} failed; $out"
+  ((${#passed[@]} == 0)) || printf 'passed: %s\n' "${passed[@]}"
+  ((${#failed[@]} == 0)) || printf 'FAILED: %s\n' "${failed[@]}"
+} | tee "$out/summary.txt"
+((${#failed[@]} == 0))

@@ -1,0 +1,333 @@
+"""The benchmarks of GPUs, without one: on CPU tensors, by the host's clock."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import contestants as everybody
+from bench import packed, report, resets, results, sanitize, targets, timing
+from bench.__main__ import main as bench
+from bench.gpu import cases, clock, command, contestants, latency, measure
+from bench.gpu.cases import Selection, Task
+from bench.grid import Shape
+
+ROOT = Path(__file__).resolve().parent.parent
+GPU = results.Device("a GPU", "9.0", "580", "13.0", "91300", "3.6.0")
+TINY = ["--batch", "2", "--hidden", "5", "--steps", "3", "--seconds-per-case", "0.001"]
+TASK = Task("layer", "gru", Shape(2, 3, 5, 5), "float32", False)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU in the place of a GPU, and small shapes where the command line chooses none."""
+    monkeypatch.setattr(contestants, "DEVICE", "cpu")
+    monkeypatch.setattr(contestants, "forced_plans", lambda task: {})
+    monkeypatch.setattr(clock, "by_events", timing.by_host)
+    monkeypatch.setattr(clock, "captured", lambda call: call)
+    monkeypatch.setattr(measure, "device", lambda: GPU)
+    monkeypatch.setattr(measure, "gemm_rate", lambda dtype, tf32: 1e12)
+    monkeypatch.setattr(measure, "PRODUCT", 8)
+    monkeypatch.setattr(latency, "STEPS", ((2, 4),))
+    monkeypatch.setattr(latency, "COPIED", 2**20)
+    monkeypatch.setattr(command, "LATENCY_SECONDS", 0.001)
+    monkeypatch.setattr(cases, "STACKS", (Shape(2, 3, 4, 5, layers=2, directions=2),))
+    monkeypatch.setattr(resets, "SHAPE", Shape(3, 6, 4, 5))
+    monkeypatch.setattr(packed, "SHAPE", Shape(4, 6, 4, 5))
+
+
+@pytest.fixture
+def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two strategies that are the CPU engine, and, after the test, the names under which anything was computed."""
+    entered: list[str] = []
+
+    @contextmanager
+    def forced(plan: str) -> Iterator[None]:
+        entered.append(plan)
+        yield
+
+    plans = {"fastrnn resident": "resident, 8 warps", "fastrnn stepwise": "stepwise, 4 warps"}
+    monkeypatch.setattr(contestants, "forced_plans", lambda task: plans)
+    monkeypatch.setattr(contestants, "_forced", forced)
+    return entered
+
+
+def run(out: Path, *arguments: str) -> tuple[int, list[results.Row]]:
+    status = bench(["gpu", *arguments, "--out", str(out)])
+    return status, results.read(out)
+
+
+def test_the_grid_is_that_of_the_issue() -> None:
+    grid = cases.tasks(Selection(parts=["forward", "training"], cells=["lstm"]))
+    shapes = {task.shape for task in grid}
+    assert len(shapes) == 4 * 5 * 2
+    assert all(shape.input == shape.hidden for shape in shapes)
+    kinds = {(task.dtype, task.tf32) for task in grid}
+    assert kinds == {("float16", None), ("bfloat16", None), ("float32", False), ("float32", True)}
+    assert len(grid) == len(set(grid)) == len(shapes) * len(kinds)
+    assert all(task.modes == ("inference", "training") for task in grid)
+    assert grid[0].shape.steps == 128 < grid[-1].shape.steps  # if time runs out, it does among the longest
+
+
+def test_parts_are_modes_and_benchmarks() -> None:
+    def kinds(*parts: str) -> set[tuple[str, tuple[str, ...], bool]]:
+        made = cases.tasks(Selection(parts=parts, dtypes=["float16"]))
+        return {(t.benchmark, t.modes, t.shape.layers * t.shape.directions > 1) for t in made}
+
+    both = ("inference", "training")
+    assert kinds("forward") == {("layer", ("inference",), False)}
+    assert kinds("training") == {("layer", ("training",), False)}
+    assert kinds("stacks") == {("layer", both, True)}
+    assert kinds("reset", "packed") == {("reset", both, False), ("packed", both, False)}
+    assert kinds("latency") == set()
+    assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 3
+
+
+@pytest.mark.usefixtures("cpu")
+def test_everything_is_measured_and_shown(
+    tmp_path: Path, strategies: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "gpu.jsonl"
+    status, rows = run(out, *TINY, "--cells", "lstm", "--dtype", "float32", "bfloat16", "--tf32", "off")
+    assert status == 0
+    layers = [row for row in rows if row.benchmark != "latency"]
+    assert {row.benchmark for row in rows} == {"latency", "layer", "packed", "reset"}
+    assert len(layers) == 4 * 2 * 2
+    assert all(row.provenance.device == GPU for row in rows)
+    assert all({"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} <= set(row.times) for row in layers)
+    assert {(row.case.dtype, row.detail["tf32"]) for row in layers} == {("float32", False), ("bfloat16", None)}
+    assert set(strategies) == {"resident, 8 warps", "stepwise, 4 warps"}
+    row = next(row for row in layers if row.benchmark == "layer" and row.case.layers == 1)
+    assert row.detail["plan"][0].keys() == {"engine", "kernel", "reason"}
+    assert row.detail["strategies"] == {
+        "fastrnn resident": "resident, 8 warps",
+        "fastrnn stepwise": "stepwise, 4 warps",
+    }
+    assert row.detail["clock"] == "events"
+    assert row.detail["error_ratio"].keys() == {"fastrnn", "fastrnn resident", "fastrnn stepwise"}
+    assert row.detail["gemm_fraction"]["fastrnn"] == row.detail["flops"] / row.times["fastrnn"].median / 1e12
+    printed = capsys.readouterr().out
+    assert "a GPU, no TF32" in printed
+    assert "resident" in printed
+    assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-bfloat16.png", "gpu.png"]
+    assert bench(["report", str(out)]) == 0
+
+
+@pytest.mark.usefixtures("cpu")
+def test_when_time_is_up_rows_are_left_out_visibly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ticks = iter(range(0, 10_000, 25))  # seconds: the minute is over after the third look at the clock
+    monkeypatch.setattr(command, "Limit", lambda minutes: real(minutes, lambda: next(ticks)))
+    real = LIMIT
+    arguments = ["--part", "forward", "training", "--cells", "gru", "--minutes", "1", "--dtype", "float16", "float32"]
+    status, rows = run(tmp_path / "gpu.jsonl", *TINY, *arguments)
+    assert status == 0
+    assert [(row.case.mode, bool(row.times)) for row in rows][:3] == [
+        ("inference", True), ("training", True), ("inference", False),
+    ]  # fmt: skip
+    late = [row for row in rows if not row.times]
+    assert len(late) == 4
+    assert {row.detail["not_measured"] for row in late} == {"the time was up: 1 minutes"}
+    assert all(json.loads(line)["provenance"]["device"] for line in (tmp_path / "gpu.jsonl").open())
+    printed = capsys.readouterr().out
+    assert "left out: 4 rows, since the time was up: 1 minutes" in printed
+    assert "not measured" in printed
+
+
+LIMIT = command.Limit
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_case_that_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = everybody.fastrnn_stack
+
+    def broken(stack: torch.nn.RNNBase) -> torch.nn.Module:
+        made = ours(stack)
+        if stack.mode == "GRU":
+            made.weight_hh_l0.data.mul_(1.01)
+        return made
+
+    monkeypatch.setattr(contestants, "fastrnn_stack", broken)
+    status, rows = run(
+        tmp_path / "gpu.jsonl",
+        *TINY,
+        "--part",
+        "forward",
+        "--cells",
+        "gru",
+        "lstm",
+        "--dtype",
+        "float32",
+        "--tf32",
+        "on",
+    )
+    assert status == 1
+    assert [(row.case.cell, bool(row.times)) for row in rows] == [("gru", False), ("lstm", True)]
+    assert rows[0].detail["not_measured"].startswith("MismatchError: fastrnn: y in inference is off by")
+    assert "not timed: layer gru B2 T3 I5 H5 float32 TF32: MismatchError" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("cpu", "strategies")
+def test_a_strategy_that_cannot_run_is_left_out_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def forced(plan: str) -> Iterator[None]:
+        if plan.startswith("resident"):
+            raise RuntimeError("out of resource: shared memory\nRequired: 300000")
+        yield
+
+    monkeypatch.setattr(contestants, "_forced", forced)
+    for row in measure.measure(TASK, 0.001):
+        assert set(row.times) == {"torch.nn", "fastrnn", "fastrnn stepwise"}
+        assert row.detail["left_out"] == {"fastrnn resident": "RuntimeError: out of resource: shared memory"}
+
+
+@pytest.mark.usefixtures("cpu", "strategies")
+def test_strategies_compute_under_their_plans_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward as well: gradients are off here while a plan is forced, and nowhere else."""
+    under: list[str] = []
+
+    @contextmanager
+    def forced(plan: str) -> Iterator[None]:
+        under.append(plan)
+        yield
+        under.pop()
+
+    made = everybody.fastrnn_stack
+
+    def watched(stack: torch.nn.RNNBase) -> torch.nn.Module:
+        ours = made(stack)
+        ours.weight_hh_l0.register_hook(lambda gradient: gradient * (2 if under == ["stepwise, 4 warps"] else 1))
+        return ours
+
+    monkeypatch.setattr(contestants, "_forced", forced)
+    monkeypatch.setattr(contestants, "fastrnn_stack", watched)
+    inference, training = measure.measure(TASK, 0.001)
+    for row in (inference, training):
+        assert set(row.times) == {"torch.nn", "fastrnn", "fastrnn resident"}
+        assert "the gradient of weight_hh_l0 is off" in row.detail["left_out"]["fastrnn stepwise"]
+    assert set(measure.measure(replace(TASK, modes=("inference",)), 0.001).__next__().times) > {"fastrnn stepwise"}
+
+
+@pytest.mark.usefixtures("cpu")
+def test_graphs_are_captured_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[clock.Call] = []
+
+    def captured(call: clock.Call) -> clock.Call:
+        runs.append(call)
+        if len(runs) % 2 == 0:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return call
+
+    monkeypatch.setattr(clock, "captured", captured)
+    for row in measure.measure(TASK, 0.001, graphs=True):
+        assert set(row.times) == {"torch.nn"}
+        assert row.detail["left_out"] == {
+            "fastrnn": "not captured: RuntimeError: operation not permitted when stream is capturing"
+        }
+        assert row.detail["clock"] == "graphs"
+        assert row.place == "a GPU, no TF32, graphs"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_for_both_contestants_and_set_back(allowed: bool) -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = settings()
+    with clock.tf32(allowed):
+        assert settings() == (allowed, allowed)
+    assert settings() == before
+
+
+@pytest.mark.usefixtures("cpu")
+def test_rows_of_a_gpu_say_nothing_of_the_targets_of_a_cpu() -> None:
+    rows = list(measure.measure(TASK, 0.001))
+    assert all(reached.met is None for reached in targets.reached(rows))
+
+
+def test_rows_without_a_device_are_read_as_before(tmp_path: Path) -> None:
+    """Results that were written before rows of GPUs existed."""
+    rows = results.read(ROOT / "bench" / "results" / "core-1-thread.jsonl")
+    assert rows[0].provenance.device is None
+    results.write(tmp_path / "again.jsonl", rows)
+    assert results.read(tmp_path / "again.jsonl") == rows
+    assert report.tables(rows)
+
+
+def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = pytest.importorskip("fastrnn.kernels.plan")
+    from fastrnn import _cuda
+
+    h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+    monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
+    small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
+    assert list(small) == ["fastrnn resident", "fastrnn stepwise"]
+    assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip
+    large = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True))
+    assert {name: p.precision for name, p in large.items()} == {"fastrnn stepwise": "tf32"}
+    with contestants._forced(large["fastrnn stepwise"]):
+        chosen = plan.plan("gru", 3, 2, 512, 512, torch.float32, 1, h100)
+    assert replace(chosen, reason="") == replace(large["fastrnn stepwise"], reason="")
+
+
+@pytest.mark.parametrize("arguments", [["--part", "x"], ["--minutes", "0"], ["--dtype", "float64"], ["--batch", "0"]])
+def test_mistakes_in_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench(["gpu", *arguments])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_all_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(["gpu", "--out", str(tmp_path / "gpu.jsonl")]) == 2
+    assert sanitize.main([]) == 2
+    assert capsys.readouterr().err.count("there is no CUDA device here") == 2
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "there is no CUDA device" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cpu")
+def test_rich_and_matplotlib_are_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("rich", "matplotlib", "bench.report", "bench.plot"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("bench.report")
+    monkeypatch.delattr("bench.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    status, rows = run(tmp_path / "gpu.jsonl", *TINY, "--part", "forward", "--cells", "gru", "--dtype", "float16")
+    assert (status, len(rows)) == (0, 1)
+    printed = capsys.readouterr().out
+    assert "no tables" in printed
+    assert "no pictures" in printed
+    code = "import sys; sys.modules |= {'rich': None, 'matplotlib': None}; import bench.__main__"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_tiny_layers_are_run_and_looked_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @contextmanager
+    def forced(choices: dict[str, object]) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(sanitize, "_forced", forced)
+    monkeypatch.setattr(sanitize, "find_spec", lambda name: name)
+    assert sanitize.main(["--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4 * 2 * 3
+    monkeypatch.setattr(sanitize, "_run", lambda *_: False)
+    assert sanitize.main(["--device", "cpu"]) == 1
+    assert "not finite: lstm float32 resident, full tape" in capsys.readouterr().err
