@@ -125,8 +125,8 @@ def test_when_time_is_up_rows_are_left_out_visibly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ticks = iter(range(0, 10_000, 25))  # seconds: the minute is over after the third look at the clock
-    monkeypatch.setattr(command, "Limit", lambda minutes: real(minutes, lambda: next(ticks)))
-    real = LIMIT
+    limit = command.Limit
+    monkeypatch.setattr(command, "Limit", lambda minutes: limit(minutes, lambda: next(ticks)))
     arguments = ["--part", "forward", "training", "--cells", "gru", "--minutes", "1", "--dtype", "float16", "float32"]
     status, rows = run(tmp_path / "gpu.jsonl", *TINY, *arguments)
     assert status == 0
@@ -136,13 +136,10 @@ def test_when_time_is_up_rows_are_left_out_visibly(
     late = [row for row in rows if not row.times]
     assert len(late) == 4
     assert {row.detail["not_measured"] for row in late} == {"the time was up: 1 minutes"}
-    assert all(json.loads(line)["provenance"]["device"] for line in (tmp_path / "gpu.jsonl").open())
+    assert all(json.loads(line)["provenance"]["device"] for line in (tmp_path / "gpu.jsonl").read_text().splitlines())
     printed = capsys.readouterr().out
     assert "left out: 4 rows, since the time was up: 1 minutes" in printed
     assert "not measured" in printed
-
-
-LIMIT = command.Limit
 
 
 @pytest.mark.usefixtures("cpu")
