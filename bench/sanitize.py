@@ -20,9 +20,9 @@ from bench.plan import DTYPES
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 7, 20
 KINDS = (("float32", "full"), ("float16", "lean"))  # dtypes and tapes: all pairs would compile twice as long
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "resident": {"strategy": "resident"},
-    "stepwise": {"strategy": "stepwise", "depth": 16},
-    "stepwise, products by torch": {"strategy": "stepwise", "depth": 16, "product": "torch"},
+    "resident": {"strategy": "resident", "warps": 8},
+    "stepwise": {"strategy": "stepwise"},
+    "stepwise, products by torch": {"strategy": "stepwise", "product": "torch"},
 }
 
 

@@ -63,7 +63,11 @@ class Task:
 
 def tasks(selection: Selection) -> list[Task]:
     """All of them but latencies: first the few, then the grid, the least work first, since time may run out."""
-    return [Task(*kind, *numbers, modes) for *kind, modes in _shapes(selection) for numbers in selection.numbers()]
+    return [
+        Task(benchmark, cell, shape, dtype, tf32, modes)
+        for benchmark, cell, shape, modes in _shapes(selection)
+        for dtype, tf32 in selection.numbers()
+    ]
 
 
 def _shapes(selection: Selection) -> Iterator[tuple[str, str, Shape, tuple[str, ...]]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,7 +32,8 @@ def by_events(call: Callable[[], object], repeat: int) -> float:
             call.run()
         end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3
 
 
 def captured(call: Call) -> Call:
@@ -55,7 +57,7 @@ def tf32(allowed: bool) -> Iterator[None]:
     Both settings, for cuDNN's layers follow one in all of their products, and fastrnn's products over all steps are
     torch's, which follow the other.
     """
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:

@@ -31,7 +31,6 @@ class Limit:
     def __post_init__(self) -> None:
         self.begin = self.now()
 
-    @property
     def over(self) -> bool:
         """Whether nothing more is to be begun."""
         return self.now() - self.begin >= 60 * self.minutes
@@ -120,13 +119,13 @@ def measured(selection: Selection, options: argparse.Namespace, limit: Limit, pr
     for task in cases.tasks(selection):
         left, reason = list(task.modes), lost or limit.reason
         try:
-            if not lost and not limit.over:
+            if not lost and not limit.over():
                 for row in measure.measure(task, options.seconds_per_case, options.graphs, not options.only_plan):
                     left.remove(row.case.mode)
                     problems += _left_out(task, row)
                     print(f"{task} {row.case.mode}: {summary(row)}", flush=True)
                     yield row
-                    if limit.over:
+                    if limit.over():
                         break
         except Exception as error:  # whatever a device or a compiler raises: the others are to be measured all the same
             reason = measure.first_line(error)

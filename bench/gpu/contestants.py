@@ -94,7 +94,7 @@ def _packed(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
     steps, batch = x.shape[:2]
     lengths = torch.randint(max(1, steps // SHORTEST), steps + 1, (batch,))
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    stacks = {BASELINE: Packed(layer, packed), "fastrnn": Packed(ours, packed)}
+    stacks: dict[str, nn.Module] = {BASELINE: Packed(layer, packed), "fastrnn": Packed(ours, packed)}
     reference = Packed(copy.deepcopy(layer), packed)
     sizes = packed.batch_sizes.tolist()
     return Prepared(stacks, packed.data, reference, {"lengths": lengths.tolist()}, sizes)
