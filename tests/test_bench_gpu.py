@@ -19,6 +19,8 @@ from bench.gpu import cases, clock, command, contestants, latency, measure
 from bench.gpu.cases import Selection, Task
 from bench.grid import Shape
 
+# Of torch with CUDA: the new names are not in every torch that fastrnn is for.
+pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32")
 ROOT = Path(__file__).resolve().parent.parent
 GPU = results.Device("a GPU", "9.0", "580", "13.0", "91300", "3.6.0")
 TINY = ["--batch", "2", "--hidden", "5", "--steps", "3", "--seconds-per-case", "0.001"]

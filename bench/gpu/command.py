@@ -48,7 +48,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--part", nargs="+", choices=cases.PARTS, default=cases.PARTS, help="default: all", metavar="PART"
     )
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=cases.MEASURED, metavar="CELL")
     parser.add_argument("--dtype", nargs="+", choices=cases.DTYPES, default=cases.DTYPES, metavar="DTYPE")
     parser.add_argument("--tf32", nargs="+", choices=cases.TF32, default=cases.TF32, help="of float32 (default: both)")
     for name, default in (("batch", cases.BATCHES), ("hidden", cases.HIDDEN), ("steps", cases.STEPS)):
