@@ -5,7 +5,7 @@
 #
 # PART: build, tests, sanitizer, or a part of `python -m bench gpu` (latency, forward, training, stacks, reset, packed);
 # default: all of them. Everything is written under OUT_DIR (default: $OUT, else bench/results/gpu). The machine needs
-# torch, triton, a C++ compiler and a CUDA device, and no network: nothing is installed. A stage that fails, or takes too
+# torch, triton, a C++ compiler and a CUDA device, and no network: nothing is installed. A stage that fails or takes too
 # long, does not keep the next ones from running; the exit status says whether all passed.
 #
 # In the environment: PYTHON (default: python3), MINUTES of measuring (default: 10).
