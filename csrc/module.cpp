@@ -69,5 +69,6 @@ PyMethodDef methods[] = {
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", "The C++ engine of fastrnn.", -1, methods, nullptr, nullptr, nullptr, nullptr};
+  fastrnn::prepare_step_calls();
   return PyModule_Create(&definition);
 }

@@ -46,7 +46,8 @@ bool has_shape(const dlpack::Tensor& t, const Shape& shape) {
 // What is needed of torch.
 class Torch {
  public:
-  // Null where this torch has no such exchange: then every step takes the usual route.
+  // Null where this torch has no such exchange: then every step takes the usual route. First called while the module is
+  // loaded: making it runs Python, which may let another thread in, and that one would wait here for ever.
   static const Torch* get() {
     static const Torch* const torch = new Torch;  // for as long as Python runs
     return torch->exchange_ == nullptr ? nullptr : torch;
@@ -252,6 +253,8 @@ struct StepCall {
 };
 
 }  // namespace
+
+void prepare_step_calls() { Torch::get(); }
 
 PyObject* step_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   constexpr Py_ssize_t kCount = 8;

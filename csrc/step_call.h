@@ -12,4 +12,7 @@ namespace fastrnn {
 // right size and dtype.
 PyObject* step_call(PyObject*, PyObject* const* args, Py_ssize_t count);
 
+// Looks up what steps need of torch; to be called once, while the module is loaded.
+void prepare_step_calls();
+
 }  // namespace fastrnn

@@ -56,7 +56,7 @@ def step(cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int = 0,
 
 
 def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: int, batch_first: bool) -> Any:
-    """A step, all of it checked, by torch's operators."""
+    """A step of which input, state and first layer are checked, by torch's operators, which check the rest."""
     if input.dim() != (3 if layers else 2):
         return None  # one sequence: the usual route adds its batch
     if layers:

@@ -132,8 +132,6 @@ class LSTM(Layers, stock.LSTM):
     For inference, the weights alone may be bfloat16: ``fastrnn.convert(model, weight_dtype=torch.bfloat16)``.
     Layers of CUDA tensors are computed by Triton kernels or torch's own engine, as a plan has it; those on other
     devices, with ``proj_size``, or of other dtypes by torch's own: :func:`fastrnn.explain` tells.
-    Layers of CUDA tensors are computed by Triton kernels or torch's own engine, as a plan has it; those on other
-    devices, with ``proj_size``, or of other dtypes by torch's own: :func:`fastrnn.explain` tells.
 
     Beyond :class:`torch.nn.LSTM`: ``lengths``, ``reset`` and ``return_cells`` of :meth:`forward`, and double backward.
 
