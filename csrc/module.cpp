@@ -8,7 +8,7 @@
 #include <string>
 
 #include "call.h"
-#include "step_call.h"
+#include "shortcut.h"
 
 namespace {
 
@@ -59,8 +59,8 @@ PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
     {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
     {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
-    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::step_call)), METH_FASTCALL,
-     "A single step of a stack of layers, or of a cell."},
+    {"shortcut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::shortcut)), METH_FASTCALL,
+     "A call of a stack of layers, or of a cell, without gradients."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -69,6 +69,6 @@ PyMethodDef methods[] = {
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", "The C++ engine of fastrnn.", -1, methods, nullptr, nullptr, nullptr, nullptr};
-  fastrnn::prepare_step_calls();
+  fastrnn::prepare_shortcuts();
   return PyModule_Create(&definition);
 }

@@ -114,7 +114,7 @@ struct WeightGradients {
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
   void add(const Tensor& dgates, const Tensor& h_prev, const Tensor& x) {
-    const int64_t H = pass.call.H, n = dgates.size(0);
+    const int64_t n = dgates.size(0);
     if (n == 0) return;
     products(factor(dgates, halves[0]), factor(h_prev, halves[1]), factor(x, halves[2]));
     if (pass.call.bias) {

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "call.h"
+#include "panels.h"
 #include "workspace.h"
 
 namespace fastrnn {
@@ -79,7 +80,7 @@ struct Pass {
     }
   }
 
-  C* workspace(int64_t n) { return static_cast<C*>(Workspace::take(n * int64_t{sizeof(C)})); }
+  C* workspace(int64_t n) { return fastrnn::workspace<C>(n); }
 
   // A matrix in the workspace, for aten to read.
   Tensor matrix(C* values, int64_t rows, int64_t columns) const {
@@ -95,30 +96,9 @@ struct Pass {
 
   const C* state(const OptionalTensor& t, int d) { return t ? values(*t) + d * call.B * call.H : nullptr; }
 
-  // A weight to be packed, in elements of C.
-  struct Matrix {
-    const C* data;
-    int64_t row, column;
-  };
-
-  Matrix whole(const Tensor& w) {
+  Matrix<C> whole(const Tensor& w) {
     kept.push_back(kernels.bf16 ? torch::stable::contiguous(w) : as(w, kScalar<C>));
     return {static_cast<const C*>(kept.back().const_data_ptr()), kept.back().stride(0), kept.back().stride(1)};
-  }
-
-  // Half weights, whose elements are pairs: the last one of an odd number is beside a zero.
-  Matrix pairs(const Tensor& w) {
-    const int64_t n = w.size(0), K = w.size(1), even = K + K % 2;
-    const uint16_t* from = halves(w);
-    if (K < even || reinterpret_cast<uintptr_t>(from) % sizeof(C) != 0) {
-      uint16_t* const to = static_cast<uint16_t*>(Workspace::take(n * even * int64_t{sizeof(uint16_t)}));
-      for (int64_t i = 0; i < n; ++i) {
-        uint16_t* const end = std::copy(from + i * K, from + (i + 1) * K, to + i * even);
-        if (K < even) *end = 0;
-      }
-      from = to;
-    }
-    return {reinterpret_cast<const C*>(from), even / 2, 1};
   }
 
   const uint16_t* halves(const Tensor& w) {
@@ -126,22 +106,17 @@ struct Pass {
     return static_cast<const uint16_t*>(kept.back().const_data_ptr());
   }
 
-  // Pack what this pass needs of the weights; the products of one direction are packed side by side.
+  // Pack what this pass needs of the weights.
   void pack(bool forward, bool backward, bool need_x) {
-    struct Item {
-      Matrix w;
-      int64_t n, K;
-      bool transposed;
-      const C** to;
-    };
-    std::vector<Item> items;
+    Panels<C> panels(kernels, call.cell);
     const int64_t gates = cpu::gate_count(call.cell), each = call.weights.size() / call.directions;
     const auto add_forward = [&](const Tensor& w, int64_t K, const C** to) {
-      if (layer.packed) {
-        items.push_back(layer.half_weights ? Item{pairs(w), call.H, (K + 1) / 2, false, to}
-                                           : Item{whole(w), call.H, K, false, to});
-      } else {
+      if (!layer.packed) {
         *to = layer.half_weights ? reinterpret_cast<const C*>(halves(w)) : values(w);
+      } else if (layer.half_weights) {
+        panels.forward(pairs<C>(halves(w), w.size(0), K), call.H, (K + 1) / 2, to);
+      } else {
+        panels.forward(whole(w), call.H, K, to);
       }
     };
     for (int d = 0; d < call.directions; ++d) {
@@ -149,25 +124,11 @@ struct Pass {
       const Tensor &w_ih = call.weights[d * each], &w_hh = call.weights[d * each + 1];
       if (forward) add_forward(w_ih, call.I, &w.w_ih);
       if (forward) add_forward(w_hh, call.H, &w.w_hh);
-      if (backward) items.push_back({whole(w_hh), call.H, gates * call.H, true, &w.w_hh_t});
-      if (backward && need_x) items.push_back({whole(w_ih), call.I, gates * call.H, true, &w.w_ih_t});
+      if (backward) panels.backward(whole(w_hh), call.H, gates * call.H, &w.w_hh_t);
+      if (backward && need_x) panels.backward(whole(w_ih), call.I, gates * call.H, &w.w_ih_t);
       if (forward) w.bias = bias(d * each);
     }
-    for (Item& item : items) {
-      *item.to = workspace(item.transposed ? kernels.plain_panels_size(item.n, item.K)
-                                           : kernels.forward_panels_size(call.cell, item.n, item.K));
-    }
-    parallel(items.size(), [&](int64_t lo, int64_t hi) {
-      for (int64_t i = lo; i < hi; ++i) {
-        const Item& item = items[i];
-        C* to = const_cast<C*>(*item.to);
-        if (item.transposed) {
-          kernels.pack_plain(item.w.data, item.w.row, item.w.column, item.n, item.K, to);
-        } else {
-          kernels.pack_forward(call.cell, item.w.data, item.w.row, item.w.column, item.n, item.K, to);
-        }
-      }
-    });
+    panels.pack(layer.plan.shares() > 1);
   }
 
   const C* bias(size_t at) {
@@ -179,11 +140,7 @@ struct Pass {
 
   template <class F>
   void parallel(int64_t n, const F& f) {
-    if (n == 1 || layer.plan.shares() == 1) {
-      if (n > 0) f(0, n);
-    } else {
-      torch::stable::parallel_for(0, n, 1, f);
-    }
+    in_parts(n, layer.plan.shares() > 1, f);
   }
 };
 

@@ -85,4 +85,10 @@ class Workspace {
   }
 };
 
+// n elements of it.
+template <class T>
+T* workspace(int64_t n) {
+  return static_cast<T*>(Workspace::take(n * int64_t{sizeof(T)}));
+}
+
 }  // namespace fastrnn

@@ -6,12 +6,13 @@ def cpu_isas() -> list[str]: ...
 def cpu_plan(
     cell: str, steps: int, batch: int, inputs: int, hidden: int, directions: int, dtype: str, threads: int
 ) -> str: ...
-def step(
+def shortcut(
     cell: str,
     input: object,
     hx: object,
     params: Sequence[object],
     layers: int,
+    bidirectional: bool,
     batch_first: bool,
     most_rows: int,
     compute: bool,

@@ -12,7 +12,7 @@ from torch import _VF, Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _streaming, _validate, reference
+from fastrnn import _autograd, _shortcut, _validate, reference
 from fastrnn._validate import Stack
 from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
@@ -261,6 +261,10 @@ def _stack(
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
+    if not packed and lengths is None and reset is None and not return_cells and not stack.proj_size:
+        shape = (stack.num_layers, stack.bidirectional, stack.batch_first)
+        if _shortcut.is_sequence(stack.cell, input, hx, params, *shape):
+            return _ordinary(stack, input, hx, params)
     batch_sizes: Tensor | None
     order: Tensor | None
     unorder: Tensor | None
@@ -315,6 +319,23 @@ def _stack(
     return restore(y), state, None if cells is None else restore(cells)
 
 
+def _ordinary(
+    stack: Stack, x: Tensor, hx: Any, params: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """Dense sequences that the C++ engine has found nothing wrong with."""
+    batched = x.dim() == 3
+    state = () if hx is None else hx if CELLS[stack.cell].has_c else (hx,)
+    if not batched:
+        x, state = x.unsqueeze(1), tuple(s.unsqueeze(1) for s in state)
+    elif stack.batch_first:
+        x = x.transpose(0, 1)
+    chosen = Plan("cpu", "C++", "")
+    y, state, _ = _layers(chosen, stack, _Batch(x, None, None, None), state, params, False)
+    if not batched:
+        return y.squeeze(1), tuple(s.squeeze(1) for s in state), None
+    return y.transpose(0, 1) if stack.batch_first else y, state, None
+
+
 def _layers(
     chosen: Plan,
     stack: Stack,
@@ -363,7 +384,7 @@ def _torch_cells(
     return_cells: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """The stack's single step on torch's cells."""
-    y, after = _streaming.by_cells(stack.cell, sequences.x[0], state, params, stack.num_layers)
+    y, after = _shortcut.by_cells(stack.cell, sequences.x[0], state, params, stack.num_layers)
     return y.unsqueeze(0), after, None
 
 
@@ -410,9 +431,7 @@ def _cell(
     b_hh: Tensor | None,
 ) -> Any:
     """One step of one cell: a layer of one step."""
-    found = _streaming.step(
-        cell, input, hx, (w_ih, w_hh) if b_ih is None and b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    )
+    found = _shortcut.call(cell, input, hx, (w_ih, w_hh) if b_ih is None and b_hh is None else (w_ih, w_hh, b_ih, b_hh))
     if found is not None:
         return found
     after = _step(cell, input, hx, w_ih, w_hh, b_ih, b_hh)

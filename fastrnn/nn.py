@@ -16,7 +16,7 @@ from torch.nn.modules import rnn as stock  # and not torch.nn's own names, which
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _dynamo, _streaming
+from fastrnn import _dynamo, _shortcut
 from fastrnn._validate import TAPES
 from fastrnn.functional import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 
@@ -84,11 +84,12 @@ class Layers(Fast, stock.RNNBase):
         own = self._parameters  # six times faster than getattr, which finds what stands in for a parameter
         return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
 
-    def _single_step(self, cell: str, input: Any, hx: Any) -> Any:
-        """What :meth:`forward` returns for a stream's next step, by the shortest route; None for any other call."""
-        if self.bidirectional or self.proj_size or self.tape not in TAPES or (self.training and self.dropout):
+    def _short(self, cell: str, input: Any, hx: Any) -> Any:
+        """What :meth:`forward` returns, by the shortest route; None for a call that has to take the usual one."""
+        if self.proj_size or self.tape not in TAPES or (self.training and self.dropout):
             return None
-        return _streaming.step(cell, input, hx, self._weights(), self.num_layers, self.batch_first)
+        stack = (self.num_layers, self.bidirectional, self.batch_first)
+        return _shortcut.call(cell, input, hx, self._weights(), *stack)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -239,7 +240,7 @@ class LSTM(Layers, stock.LSTM):
             torch.Size([3, 5, 20])
         """
         if lengths is None and reset is None and not return_cells:
-            found = self._single_step("lstm", input, hx)
+            found = self._short("lstm", input, hx)
             if found is not None:
                 return found
         if isinstance(input, PROXY):
@@ -323,7 +324,7 @@ class GRU(Layers, stock.GRU):
             >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
         """
         if lengths is None and reset is None:
-            found = self._single_step("gru", input, hx)
+            found = self._short("gru", input, hx)
             if found is not None:
                 return found
         if isinstance(input, PROXY):
@@ -388,7 +389,7 @@ class RNN(Layers, stock.RNN):
         """
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
         if lengths is None and reset is None:
-            found = self._single_step(f"rnn_{nonlinearity}", input, hx)
+            found = self._short(f"rnn_{nonlinearity}", input, hx)
             if found is not None:
                 return found
         if isinstance(input, PROXY):

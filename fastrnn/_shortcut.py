@@ -1,8 +1,9 @@
-"""Modules' single steps, as a stream is served, past checks, plan and dispatcher: into the engine without gradients,
-into torch's operators with them.
+"""Modules' calls without gradients, and a stream's single steps, past checks, plan and dispatcher: into the engine, or
+a single step with gradients into torch's operators.
 
-A call of a PyTorch operator takes several times as long as a small step does. What is not an ordinary step of ordinary
-CPU tensors is left to the usual route (None), which computes it or says what is wrong with it.
+A call of a PyTorch operator takes several times as long as a small step does, and as long as a short sequence. What is
+not an ordinary dense call of ordinary CPU tensors is left to the usual route (None), which computes it or says what is
+wrong with it.
 """
 
 from collections.abc import Sequence
@@ -20,39 +21,57 @@ _ANY_NUMBER = 1 << 62
 
 
 def nobody_looks_on() -> bool:
-    """Whether no autocast, tracing, transform or mode would see which operators are called."""
+    """Whether no autocast, tracing, transform, mode or profiler would see which operators are called."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()
+        or torch._C._autograd._profiler_enabled()
         or forward_ad._current_level >= 0
         or is_tracing()
     )
 
 
-def step(cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int = 0, batch_first: bool = False) -> Any:
-    """What a module returns for a single step, or None where the usual route is to be taken.
+def call(
+    cell: str,
+    input: Any,
+    hx: Any,
+    params: Sequence[Any],
+    layers: int = 0,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> Any:
+    """What a module returns, or None where the usual route is to be taken.
 
     Args:
         cell: a key of :data:`fastrnn.reference.CELLS`.
         input, hx: as the module was given them.
-        params: the parameters of all layers, two a layer without biases, else four.
-        layers: how many unidirectional layers; 0 for a cell.
-        batch_first: as in :class:`torch.nn.LSTM`.
+        params: the parameters of all layers, two a layer and direction without biases, else four.
+        layers: how many layers; 0 for a cell.
+        bidirectional, batch_first: as in :class:`torch.nn.LSTM`.
     """
     if not nobody_looks_on():
         return None
-    is_lstm_layer = layers and cell == "lstm"
+    given = (cell, input, hx, params, layers, bidirectional, batch_first)
     if torch.is_grad_enabled():
-        if not _C.step(cell, input, hx, params, layers, batch_first, _ANY_NUMBER, False):
+        if _C.shortcut(*given, _ANY_NUMBER, False) != 1:
             return None
         state = () if hx is None else hx if cell == "lstm" else (hx,)
         if any(t.requires_grad for t in (input, *state, *params)):
             return _by_torch(cell, input, hx, params, layers, batch_first)
-    most_rows = _ANY_NUMBER if is_lstm_layer else SINGLE_ROWS
-    return _C.step(cell, input, hx, params, layers, batch_first, most_rows, True)
+    return _C.shortcut(*given, _ANY_NUMBER if layers and cell == "lstm" else SINGLE_ROWS, True)
+
+
+def is_sequence(
+    cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int, bidirectional: bool, batch_first: bool
+) -> bool:
+    """Whether these are sequences of more than one step that the C++ engine computes, and nothing is wrong with them."""
+    if not nobody_looks_on():
+        return False
+    steps = _C.shortcut(cell, input, hx, params, layers, bidirectional, batch_first, 0, False)
+    return steps is not None and steps > 1
 
 
 def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: int, batch_first: bool) -> Any:
@@ -76,7 +95,7 @@ def by_cells(
     """A step of unidirectional layers by torch's operators for cells, which take less time than those for layers.
 
     Args:
-        cell, params, layers: as in :func:`step`.
+        cell, params, layers: as in :func:`call`.
         x: ``(B, I)``.
         state: ``h0`` and, for an LSTM, ``c0``, each ``(layers, B, H)``; None or empty for zeros.
 

@@ -1,7 +1,7 @@
 // Tensors are read by the C function that torch offers for DLPack: 30 ns for each, a tenth of what it takes to ask
 // their Python attributes.
 
-#include "step_call.h"
+#include "shortcut.h"
 
 #include <algorithm>
 #include <exception>
@@ -10,7 +10,7 @@
 
 #include "call.h"
 #include "dlpack.h"
-#include "step.h"
+#include "inference.h"
 
 namespace fastrnn {
 namespace {
@@ -46,7 +46,7 @@ bool has_shape(const dlpack::Tensor& t, const Shape& shape) {
 // What is needed of torch.
 class Torch {
  public:
-  // Null where this torch has no such exchange: then every step takes the usual route. First called while the module is
+  // Null where this torch has no such exchange: then every call takes the usual route. First called while the module is
   // loaded: making it runs Python, which may let another thread in, and that one would wait here for ever.
   static const Torch* get() {
     static const Torch* const torch = new Torch;  // for as long as Python runs
@@ -123,45 +123,59 @@ constexpr dlpack::DataType kFloat32 = {dlpack::kFloat, 32, 1}, kFloat64 = {dlpac
 constexpr dlpack::DataType kBfloat16 = {dlpack::kBfloat, 16, 1};
 constexpr int64_t kManyFactors = 1 << 18;  // of one gate: about 30 us
 
-// A stack of layers, or a cell, at a single step.
-struct StepCall {
-  const Torch& torch;
+// What Python asks for.
+struct Request {
   PyObject *input, *hx, *params;
   int64_t layers;  // 0: a cell
+  int directions;
   bool batch_first;
-  int64_t most_rows;
-  bool compute;  // and not only check
-  Step step{};
-  int64_t each = 0;                // parameters a layer
+  int64_t most_rows;  // of a single step
+  bool compute;       // and not only check
+};
+
+// A call of a stack of layers, or of a cell.
+struct Shortcut {
+  const Torch& torch;
+  const Request& request;
+  Inference layer{};
+  int64_t each = 0;                // parameters a layer and direction
   dlpack::Tensor x{}, state[2]{};  // of `state`, what hx has
-  Shape output, states;
+  Shape output, states;            // time comes first, but in the output of a single step
   PyObject* first_state = nullptr;
 
   bool read_input() {
-    if (!torch.read(input, x)) return false;
+    if (!torch.read(request.input, x)) return false;
     const bool whole = x.dtype == kFloat32 || x.dtype == kFloat64;
-    if (!whole && (compute || x.dtype != kBfloat16)) return false;
-    const int lead = layers > 0 ? 1 : 0;  // a layer's input has a dimension of time
+    if (!whole && (request.compute || x.dtype != kBfloat16)) return false;
+    const bool is_cell = request.layers == 0;
+    const int lead = is_cell ? 0 : 1;  // a layer's input has a dimension of time
     if (x.ndim != lead + 1 && x.ndim != lead + 2) return false;
     const bool batched = x.ndim == lead + 2;
-    const int time = batch_first && batched ? 1 : 0;
-    if (lead == 1 && x.shape[time] != 1) return false;
-    step.is_double = x.dtype == kFloat64;
-    step.B = batched ? x.shape[lead == 1 ? 1 - time : 0] : 1;
-    step.I = x.shape[x.ndim - 1];
-    step.x = x.data;
-    if (step.B > most_rows) return false;
-    if (lead == 1) states.add(layers);
-    if (batched) states.add(step.B);
-    for (int32_t d = 0; d + 1 < x.ndim; ++d) output.add(x.shape[d]);
+    const int time = request.batch_first && batched ? 1 : 0;
+    layer.is_double = x.dtype == kFloat64;
+    layer.T = is_cell ? 1 : x.shape[time];
+    layer.B = batched ? x.shape[is_cell ? 0 : 1 - time] : 1;
+    layer.I = x.shape[x.ndim - 1];
+    layer.x = x.data;
+    layer.x_step = time == 1 ? layer.I : layer.B * layer.I;
+    layer.x_row = time == 1 ? layer.T * layer.I : layer.I;
+    if (layer.T == 1 && (layer.B > request.most_rows || request.directions > 1)) return false;
+    if (!is_cell) states.add(request.layers * request.directions);
+    if (batched) states.add(layer.B);
+    for (int d = 0; d + 1 < x.ndim; ++d) output.add(x.shape[transposed() ? 1 - d : d]);
     return true;
   }
 
+  // Whether the output is the transpose of what the engine writes, as it is where operators compute it.
+  bool transposed() const { return request.batch_first && x.ndim == 3 && layer.T > 1; }
+
   PyObject* param(int64_t i) const {
+    PyObject* const params = request.params;
     return PyList_Check(params) ? PyList_GetItem(params, i) : PyTuple_GetItem(params, i);  // borrowed
   }
 
   int64_t params_count() const {
+    PyObject* const params = request.params;
     return PyList_Check(params) ? PyList_Size(params) : PyTuple_Check(params) ? PyTuple_Size(params) : 0;
   }
 
@@ -172,77 +186,101 @@ struct StepCall {
     return true;
   }
 
-  // The weights of a layer, whose input has step.I features.
-  bool read_layer(int64_t layer) {
-    const int64_t rows = cpu::gate_count(step.cell) * step.H, i = layer * each;
-    const dlpack::DataType weights = step.half_weights ? kBfloat16 : x.dtype;
-    return read_param(i, {{rows, step.I}, 2}, weights, step.w_ih) &&
-           read_param(i + 1, {{rows, step.H}, 2}, weights, step.w_hh) &&
-           (each == 2 ||
-            (read_param(i + 2, {{rows}, 1}, x.dtype, step.b_ih) && read_param(i + 3, {{rows}, 1}, x.dtype, step.b_hh)));
+  // The weights of a layer, whose input has layer.I features.
+  bool read_layer(int64_t number) {
+    const int64_t rows = cpu::gate_count(layer.cell) * layer.H;
+    const dlpack::DataType dtype = layer.half_weights ? kBfloat16 : x.dtype;
+    for (int d = 0; d < request.directions; ++d) {
+      const int64_t i = (number * request.directions + d) * each;
+      LayerWeights& w = layer.weights[d];
+      if (!read_param(i, {{rows, layer.I}, 2}, dtype, w.w_ih) ||
+          !read_param(i + 1, {{rows, layer.H}, 2}, dtype, w.w_hh)) {
+        return false;
+      }
+      if (each == 2) continue;
+      if (!read_param(i + 2, {{rows}, 1}, x.dtype, w.b_ih) || !read_param(i + 3, {{rows}, 1}, x.dtype, w.b_hh)) {
+        return false;
+      }
+    }
+    return true;
   }
 
   bool read_state() {
+    PyObject* const hx = request.hx;
     if (hx == Py_None) return true;
-    const bool two = cpu::has_c(step.cell);
+    const bool two = cpu::has_c(layer.cell);
     if (two && (!PyTuple_Check(hx) || PyTuple_Size(hx) != 2)) return false;
     for (int i = 0; i < (two ? 2 : 1); ++i) {
       PyObject* const given = two ? PyTuple_GetItem(hx, i) : hx;
       if (!torch.read(given, state[i]) || state[i].dtype != x.dtype || !has_shape(state[i], states)) return false;
       if (i == 0) first_state = given;
     }
-    step.h0 = state[0].data, step.c0 = state[1].data;
+    layer.h0 = state[0].data, layer.c0 = state[1].data;
     return true;
   }
 
-  // Is it a single step of ordinary tensors?
+  // Is it a dense call of ordinary tensors?
   bool read() {
-    const int64_t count = params_count();
-    each = count / std::max<int64_t>(layers, 1);
+    const int64_t directions = std::max<int64_t>(request.layers, 1) * request.directions, count = params_count();
+    each = count / directions;
     dlpack::Tensor w_hh;
-    if ((each != 2 && each != 4) || count != each * std::max<int64_t>(layers, 1)) return false;
+    if ((each != 2 && each != 4) || count != each * directions) return false;
     if (!read_input() || !torch.read(param(1), w_hh) || w_hh.ndim != 2) return false;
-    step.H = w_hh.shape[1];
-    step.half_weights = compute && w_hh.dtype == kBfloat16 && x.dtype == kFloat32;
-    states.add(step.H), output.add(step.H);
-    return read_state() && read_layer(0);
+    layer.directions = request.directions;
+    layer.H = w_hh.shape[1];
+    layer.half_weights = request.compute && w_hh.dtype == kBfloat16 && x.dtype == kFloat32;
+    states.add(layer.H), output.add(request.directions * layer.H);
+    if (!read_state()) return false;
+    for (int64_t number = request.compute ? 0 : request.layers - 1; number > 0; --number) {
+      layer.I = layer.directions * layer.H;
+      if (!read_layer(number)) return false;
+    }
+    layer.I = x.shape[x.ndim - 1];
+    return read_layer(0);
   }
 
   // All layers, of a call that was read; false where the operators are to do it, or where Python's error is set.
   bool run(Reference& y, Reference& h_n, Reference& c_n) {
-    dlpack::Tensor h{}, c{}, out{};
+    dlpack::Tensor h{}, c{};
     const bool given = first_state != nullptr;
-    h_n = torch.make(states, given ? first_state : input, given ? state[0] : x, h);
+    h_n = torch.make(states, given ? first_state : request.input, given ? state[0] : x, h);
     if (!h_n) return false;
-    if (cpu::has_c(step.cell)) {
+    if (cpu::has_c(layer.cell)) {
       c_n = torch.make(states, h_n.get(), h, c);
       if (!c_n) return false;
     }
-    if (layers > 0) {
-      y = torch.make(output, h_n.get(), h, out);
-      if (!y) return false;
-    }
-    const int64_t bytes = step.B * step.H * (step.is_double ? 8 : 4);
+    const int64_t item = layer.is_double ? 8 : 4, bytes = layer.directions * layer.B * layer.H * item;
     const auto behind = [&](const void* p) { return p == nullptr ? p : static_cast<const char*>(p) + bytes; };
-    step.h_n = h.data, step.c_n = c.data;
-    for (int64_t layer = 0;;) {
-      step.y = layer + 1 == layers ? out.data : step.h_n;
+    layer.h_n = h.data, layer.c_n = c.data;
+    for (int64_t number = 0;;) {
+      dlpack::Tensor out{};
+      Reference made;
+      const bool is_last = number + 1 >= request.layers;
+      if (request.layers > 0 && (is_last || layer.T > 1)) {
+        made = torch.make(output, h_n.get(), h, out);
+        if (!made) return false;
+      }
+      layer.y = made ? out.data : layer.h_n;  // of a single step, they are the same
       if (!compute_layer()) return false;
-      if (++layer >= layers) return true;
-      step.x = step.h_n, step.I = step.H;
-      step.h0 = behind(step.h0), step.c0 = behind(step.c0);
-      step.h_n = const_cast<void*>(behind(step.h_n)), step.c_n = const_cast<void*>(behind(step.c_n));
-      if (!read_layer(layer)) return false;
+      y = std::move(made);  // and what it held, this layer's input, goes
+      if (is_last) return true;
+      ++number;
+      layer.x = layer.y, layer.I = layer.directions * layer.H;
+      layer.x_step = layer.B * layer.I, layer.x_row = layer.I;
+      layer.h0 = behind(layer.h0), layer.c0 = behind(layer.c0);
+      layer.h_n = const_cast<void*>(behind(layer.h_n)), layer.c_n = const_cast<void*>(behind(layer.c_n));
+      if (!read_layer(number)) return false;
     }
   }
 
-  // Other threads of Python may run meanwhile, unless the step is over before one of them has begun.
+  // Other threads of Python may run meanwhile, unless the layer is computed before one of them has begun.
   bool compute_layer() const {
-    const bool is_long = step.B * step.H * (step.I + step.H) > kManyFactors;
+    const int64_t factors = layer.directions * layer.H * (layer.I + layer.H);
+    const bool is_long = layer.T * layer.B > kManyFactors / factors;
     PyThreadState* const thread = is_long ? PyEval_SaveThread() : nullptr;
     std::string failed;
     try {
-      run_step(step);
+      infer(layer);
     } catch (const std::exception& e) {
       failed = e.what();
     }
@@ -250,38 +288,47 @@ struct StepCall {
     if (!failed.empty()) PyErr_SetString(PyExc_RuntimeError, failed.c_str());
     return failed.empty();
   }
+
+  // y as the caller has it, or null with Python's error set.
+  Reference in_the_callers_layout(Reference y) const {
+    return transposed() ? Reference(PyObject_CallMethod(y.get(), "transpose", "ii", 0, 1)) : std::move(y);
+  }
 };
 
 }  // namespace
 
-void prepare_step_calls() { Torch::get(); }
+void prepare_shortcuts() { Torch::get(); }
 
-PyObject* step_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  constexpr Py_ssize_t kCount = 8;
+PyObject* shortcut(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  constexpr Py_ssize_t kCount = 9;
   if (count != kCount) {
-    return PyErr_Format(PyExc_TypeError, "step: expected %zd arguments, got %zd", kCount, count);
+    return PyErr_Format(PyExc_TypeError, "shortcut: expected %zd arguments, got %zd", kCount, count);
   }
   const Torch* const torch = Torch::get();
   if (torch == nullptr) Py_RETURN_NONE;
   const char* const name = PyUnicode_AsUTF8AndSize(args[0], nullptr);
-  const int64_t layers = PyLong_AsLongLong(args[4]), most_rows = PyLong_AsLongLong(args[6]);
+  const int64_t layers = PyLong_AsLongLong(args[4]), most_rows = PyLong_AsLongLong(args[7]);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  StepCall call{*torch, args[1], args[2], args[3], layers, args[5] == Py_True, most_rows, args[7] == Py_True};
+  const Request request{args[1],   args[2],           args[3], layers, args[5] == Py_True ? 2 : 1, args[6] == Py_True,
+                        most_rows, args[8] == Py_True};
+  Shortcut call{*torch, request};
   try {
-    call.step.cell = parse_cell(name);
+    call.layer.cell = parse_cell(name);
   } catch (const std::exception& e) {
     PyErr_SetString(PyExc_RuntimeError, e.what());
     return nullptr;
   }
   if (!call.read()) Py_RETURN_NONE;
-  if (!call.compute) Py_RETURN_TRUE;
+  if (!request.compute) return PyLong_FromLongLong(call.layer.T);
   Reference y, h_n, c_n;
   if (!call.run(y, h_n, c_n)) {
     if (PyErr_Occurred() != nullptr) return nullptr;
     Py_RETURN_NONE;
   }
   Reference states = c_n ? Reference(PyTuple_Pack(2, h_n.get(), c_n.get())) : std::move(h_n);
-  return y && states ? PyTuple_Pack(2, y.get(), states.get()) : states.release();
+  if (!states || layers == 0) return states.release();
+  y = call.in_the_callers_layout(std::move(y));
+  return y ? PyTuple_Pack(2, y.get(), states.get()) : nullptr;
 }
 
 }  // namespace fastrnn

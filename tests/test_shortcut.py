@@ -1,4 +1,4 @@
-"""Single steps without gradients take a route of their own: the same bits; everything unusual takes the usual one."""
+"""Calls without gradients take a route of their own: the same bits; everything unusual takes the usual one."""
 
 import itertools
 import subprocess
@@ -12,7 +12,7 @@ from accuracy import assert_same, flatten, run
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn import _C, _streaming
+from fastrnn import _C, _shortcut
 from fastrnn.engine import SINGLE_ROWS
 
 LAYERS = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
@@ -22,35 +22,36 @@ KIND = pytest.mark.parametrize("kind", LAYERS)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """The steps that the engine computed straight away."""
+    """The calls that the engine computed straight away."""
     made: list[tuple[object, ...]] = []
-    step = _C.step
+    shortcut = _C.shortcut
 
     def counted(*args: object) -> object:
-        found = step(*args)  # type: ignore[arg-type]
-        if found is not None and found is not True:
+        found = shortcut(*args)  # type: ignore[arg-type]
+        if found is not None and not isinstance(found, int):
             made.append(args)
         return found
 
-    monkeypatch.setattr(_C, "step", counted)
+    monkeypatch.setattr(_C, "shortcut", counted)
     return made
 
 
 def both_routes(
     call: Callable[[], object], calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Tensor], list[Tensor], int]:
-    """What a call gives, what the operator gives in its place, and how many steps went past the operator."""
+    """What a call gives, what the operator gives in its place, and how many calls went past the operator."""
     before = len(calls)
     found = flatten(call())
     count = len(calls) - before
     with monkeypatch.context() as patch:
-        patch.setattr(_streaming, "nobody_looks_on", lambda: False)
+        patch.setattr(_shortcut, "nobody_looks_on", lambda: False)
         usual = flatten(call())
     return found, usual, count
 
 
 def assert_equal(found: list[Tensor], usual: list[Tensor]) -> None:
     assert [t.shape for t in found] == [t.shape for t in usual]
+    assert [t.is_contiguous() for t in found] == [t.is_contiguous() for t in usual]
     assert [t.dtype for t in found] == [t.dtype for t in usual]
     assert all(torch.equal(a, b) for a, b in zip(found, usual, strict=True))
 
@@ -77,6 +78,74 @@ def test_layers(
                 found, usual, count = both_routes(partial(net, x, state), calls, monkeypatch)
             assert count == 1
             assert_equal(found, usual)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@KIND
+def test_sequences(
+    kind: str,
+    num_layers: int,
+    bidirectional: bool,
+    calls: list[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layouts = ((1, False), (5, True), (40, False), (0, False), (0, True))
+    for (batch, batch_first), bias, dtype in itertools.product(layouts, (True, False), (torch.float32, torch.float64)):
+        options = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "dtype": dtype}
+        net = LAYERS[kind](7, 67, num_layers, **options)
+        size = (batch,) if batch else ()  # no batch: one sequence
+        x = torch.randn((*size, 9, 7) if batch_first else (9, *size, 7), dtype=dtype)
+        h, c = torch.randn(2, num_layers * (2 if bidirectional else 1), *size, 67, dtype=dtype)
+        for state in (None, (h, c) if kind == "lstm" else h):
+            with torch.no_grad():
+                found, usual, count = both_routes(partial(net, x, state), calls, monkeypatch)
+            assert count == 1
+            assert_equal(found, usual)
+
+
+@KIND
+def test_sequences_on_many_threads(kind: str, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split by rows, by units and by directions, with weights large enough for each to be the plan's choice."""
+    before = torch.get_num_threads()
+    try:
+        for hidden, batch, bidirectional in ((300, 1, False), (40, 64, False), (200, 3, True)):
+            net, x = LAYERS[kind](50, hidden, bidirectional=bidirectional), torch.randn(20, batch, 50)
+            results = []
+            for threads in (1, 2, 4):
+                torch.set_num_threads(threads)
+                with torch.no_grad():
+                    found, usual, count = both_routes(partial(net, x), calls, monkeypatch)
+                assert count == 1
+                assert_equal(found, usual)
+                results.append(found)
+            assert_equal(results[1], results[0])
+            assert_equal(results[2], results[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+@KIND
+def test_what_the_usual_route_computes(kind: str, calls: list[tuple[object, ...]]) -> None:
+    """Packed, with lengths, reset, dropout in training; with gradients; where a profiler looks on."""
+    net, x = LAYERS[kind](7, 9, 2), torch.randn(4, 3, 7)
+    packed = nn.utils.rnn.pack_sequence([x[:, 0], x[:2, 1]])
+    with torch.no_grad():
+        net(packed)
+        net(x, lengths=[4, 2, 3])
+        net(x, reset=torch.zeros(4, 3, dtype=torch.bool))
+        LAYERS[kind](7, 9, 2, dropout=0.5)(x)
+        if kind == "lstm":
+            net(x, return_cells=True)
+        net(torch.randn(4, 3, 14)[..., ::2])
+        with torch.profiler.profile() as profile:
+            net(x)
+        assert any(event.key == "fastrnn::layer_forward" for event in profile.key_averages())
+        assert not calls
+        LAYERS[kind](7, 9, 2, dropout=0.5).eval()(x)
+        assert len(calls) == 1
+    assert net(x)[0].requires_grad
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -216,7 +285,7 @@ def test_steps_with_gradients(
         for direct in (True, False):
             with monkeypatch.context() as patch:
                 if not direct:
-                    patch.setattr(_streaming, "nobody_looks_on", lambda: False)
+                    patch.setattr(_shortcut, "nobody_looks_on", lambda: False)
                 results.append(run(net, *inputs))
         assert_same(*results)
     assert not calls
@@ -240,7 +309,7 @@ del torch.Tensor.__dlpack_c_exchange_api__
 import fastrnn
 net, x = fastrnn.GRU(3, 4), torch.randn(1, 1, 3)
 with torch.no_grad():
-    assert fastrnn._C.step("gru", x, None, net._weights(), 1, False, 9, True) is None
+    assert fastrnn._C.shortcut("gru", x, None, net._weights(), 1, False, False, 9, True) is None
     print(net(x)[0].shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -248,13 +317,13 @@ with torch.no_grad():
 
 
 def test_the_engine_counts_its_arguments() -> None:
-    with pytest.raises(TypeError, match="expected 8 arguments, got 1"):
-        _C.step("lstm")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="expected 9 arguments, got 1"):
+        _C.shortcut("lstm")  # type: ignore[call-arg]
     with pytest.raises(RuntimeError, match="expected rnn_tanh, rnn_relu, lstm or gru, got elman"):
-        _C.step("elman", None, None, [], 0, False, 1, True)
+        _C.shortcut("elman", None, None, [], 0, False, False, 1, True)
     x, w = torch.randn(1, 3), torch.randn(4, 3)
     for params in ((), (w,), (w, None), (w, w, w), 5, [w, w], (w, torch.randn(4))):
-        assert _C.step("rnn_tanh", x, None, params, 0, False, 9, True) is None  # type: ignore[arg-type]
+        assert _C.shortcut("rnn_tanh", x, None, params, 0, False, False, 9, True) is None  # type: ignore[arg-type]
     for given in (None, 5, torch.randn(3, 0), x.bool(), x.double()):
-        assert _C.step("rnn_tanh", given, None, (w, torch.randn(4, 4)), 0, False, 9, True) is None
-    assert _C.step("rnn_tanh", x, None, (w, torch.randn(4, 4)), 0, False, 9, True) is not None
+        assert _C.shortcut("rnn_tanh", given, None, (w, torch.randn(4, 4)), 0, False, False, 9, True) is None
+    assert _C.shortcut("rnn_tanh", x, None, (w, torch.randn(4, 4)), 0, False, False, 9, True) is not None
