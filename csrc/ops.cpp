@@ -5,12 +5,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "pass.h"
+#include "weight_gradients.h"
 
 namespace fastrnn {
 namespace {
@@ -66,138 +66,8 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
 // ---- Backward ----
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-Tensor columns(const Tensor& t, int64_t from, int64_t n) {
-  Tensor whole = t;
-  return torch::stable::narrow(whole, 1, from, n);
-}
-
-Tensor leading(const Tensor& t, int64_t from, int64_t n) {
-  Tensor whole = t;
-  return torch::stable::narrow(whole, 0, from, n);
-}
-
-// out = a b
-void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 struct Gradients {
   OptionalTensor dy, dh_n, dc_n, dcells;
-};
-
-// The weight gradients of one direction, summed over chunks in order. Where layers of bfloat16 compute in it, so do
-// these products; their sum is float.
-template <class C>
-struct WeightGradients {
-  Pass<C>& pass;
-  Tensor dw_ih, dw_hh;
-  std::vector<double> db;  // by pre-activation column; over many chunks, only double keeps a plain sum exact
-  C* partial;
-  char* halves[3] = {};  // dgates, h_prev and x of a chunk in bfloat16
-  bool any = false;
-
-  WeightGradients(Pass<C>& p, int64_t most_rows) : pass(p) {
-    const int64_t rows = cpu::gate_count(p.call.cell) * p.call.H, H = p.call.H, I = p.call.I;
-    dw_ih = torch::stable::new_empty(p.call.x, Sizes{rows, I}, kScalar<C>);
-    dw_hh = torch::stable::new_empty(p.call.x, Sizes{rows, H}, kScalar<C>);
-    db.assign(p.width * H, 0.0);
-    partial = p.workspace(rows * std::max(I, H));
-    if (!p.kernels.bf16) return;
-    for (size_t i = 0; i < 3; ++i) {
-      const int64_t width = i == 0 ? p.width * H : i == 1 ? H : I;
-      halves[i] = static_cast<char*>(Workspace::take(2 * most_rows * width));
-    }
-  }
-
-  // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
-  void add(const Tensor& dgates, const Tensor& h_prev, const Tensor& x) {
-    const int64_t n = dgates.size(0);
-    if (n == 0) return;
-    products(factor(dgates, halves[0]), factor(h_prev, halves[1]), factor(x, halves[2]));
-    if (pass.call.bias) {
-      const std::array<int64_t, 1> rows{0};
-      const Tensor sum = torch::stable::sum(dgates, rows, true);  // pairwise, which a product with ones is not
-      const C* const terms = sum.template const_data_ptr<C>();
-      for (size_t i = 0; i < db.size(); ++i) db[i] += terms[i];
-    }
-    any = true;
-  }
-
-  void products(const Tensor& dgates, const Tensor& h_prev, const Tensor& x) {
-    const int64_t H = pass.call.H, gates = cpu::gate_count(pass.call.cell);
-    product(columns(dgates, 0, gates * H), x, dw_ih);
-    if (pass.call.cell == cpu::Cell::kGru) {
-      product(columns(dgates, 0, 2 * H), h_prev, leading(dw_hh, 0, 2 * H));
-      product(columns(dgates, 3 * H, H), h_prev, leading(dw_hh, 2 * H, H));
-    } else {
-      product(dgates, h_prev, dw_hh);
-    }
-  }
-
-  // The matrix as aten is to multiply it; in bfloat16 it goes to `to`.
-  Tensor factor(const Tensor& matrix, char* to) const {
-    if (!pass.kernels.bf16) return matrix;
-    const int64_t n = matrix.size(0), width = matrix.size(1);
-    const C* const from = matrix.template const_data_ptr<C>();
-    const int64_t parts = pass.layer.plan.shares();
-    pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      const int64_t begin = n * lo / parts * width, end = n * hi / parts * width;
-      pass.kernels.store_bf16(from + begin, to + 2 * begin, end - begin);
-    });
-    return half_matrix(to, n, width);
-  }
-
-  Tensor half_matrix(void* values, int64_t rows, int64_t width) const {
-    return torch::stable::from_blob(values, Sizes{rows, width}, Sizes{width, 1}, pass.call.x.device(),
-                                    ScalarType::BFloat16);
-  }
-
-  void product(const Tensor& dgates, const Tensor& other, const Tensor& into) {
-    const int64_t n = into.numel();
-    if (n == 0) return;
-    const Tensor left = torch::stable::transpose(dgates, 0, 1);
-    const bool half = pass.kernels.bf16;
-    if (!half && !any) return multiply(left, other, into);
-    multiply(
-        left, other,
-        half ? half_matrix(partial, into.size(0), into.size(1)) : pass.matrix(partial, into.size(0), into.size(1)));
-    C* const sum = Pass<C>::data(into);
-    const int64_t parts = n > 65536 ? pass.layer.plan.shares() : 1;
-    pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-      C some[256];
-      for (int64_t i = n * lo / parts, end = n * hi / parts; i < end; i += 256) {
-        const int64_t count = std::min<int64_t>(256, end - i);
-        const C* terms = partial + i;
-        if (half) {
-          pass.kernels.load_bf16(reinterpret_cast<const uint16_t*>(partial) + i, some, count);
-          terms = some;
-        }
-        for (int64_t k = 0; k < count; ++k) sum[i + k] = any ? sum[i + k] + terms[k] : terms[k];
-      }
-    });
-  }
-
-  // The gradients of w_ih, w_hh and, where there are biases, b_ih, b_hh, in storage.
-  void append_to(std::vector<Tensor>& gradients) {
-    const int64_t H = pass.call.H, gates = cpu::gate_count(pass.call.cell);
-    const ScalarType storage = pass.call.x.scalar_type();
-    if (!any) {
-      for (Tensor* t : {&dw_ih, &dw_hh}) torch::stable::zero_(*t);
-    }
-    gradients.push_back(as(dw_ih, storage));
-    gradients.push_back(as(dw_hh, storage));
-    if (!pass.call.bias) return;
-    for (const bool hidden : {false, true}) {
-      const Tensor b = torch::stable::new_empty(pass.call.x, Sizes{gates * H}, kScalar<C>);
-      C* const to = Pass<C>::data(b);
-      const bool apart = hidden && pass.call.cell == cpu::Cell::kGru;
-      for (int64_t i = 0; i < gates * H; ++i) to[i] = static_cast<C>(db[apart && i >= 2 * H ? i + H : i]);
-      gradients.push_back(as(b, storage));
-    }
-  }
 };
 
 template <class C>
@@ -230,19 +100,28 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     dx = zeros ? torch::stable::new_zeros(x, sizes, compute) : torch::stable::new_empty(x, sizes, compute);
     layer.dx = call.rows(dx, pass.data(dx), 1);
   }
-  const Tensor dh = torch::stable::new_zeros(x, Sizes{D, B, H}, compute);
-  const Tensor dc = torch::stable::new_zeros(x, Sizes{has_c ? D : 0, B, H}, compute);
+  // The gradients that arrive from the step processed before: at first there is none.
+  const bool want_h0 = need_h0 && call.h0, want_c0 = need_c0 && call.c0 && has_c;
+  const auto carried = [&](bool wanted) {
+    return wanted ? torch::stable::new_empty(x, Sizes{D, B, H}, compute) : empty_result(x, compute);
+  };
+  const Tensor dh = carried(want_h0), dc = carried(want_c0);
+  const auto from_zero = [&](const Tensor& t, bool wanted) {
+    C* const to = wanted ? pass.data(t) : pass.workspace(D * B * H);
+    std::fill(to, to + D * B * H, C(0));
+    return to;
+  };
+  C *const dh_data = from_zero(dh, want_h0), *const dc_data = has_c ? from_zero(dc, want_c0) : nullptr;
 
   const int64_t steps = recompute ? cpu::kLeanChunk : layer.plan.backward_steps, chunks = (T + steps - 1) / steps;
   const int64_t most_rows = std::min(steps, T) * B;
   // x is used where it lies if its rows already lie as the compact buffers have them.
   const bool x_compact = layer.load == nullptr && !call.padded && x.is_contiguous();
-  std::vector<Tensor> dgates, h_prev, x_rows;
   std::vector<WeightGradients<C>> sums;
   for (int64_t d = 0; d < D; ++d) {
     cpu::Direction<C>& dir = layer.dir[d];
-    dir.dh = pass.data(dh) + d * B * H;
-    if (has_c) dir.dc = pass.data(dc) + d * B * H;
+    dir.dh = dh_data + d * B * H;
+    if (has_c) dir.dc = dc_data + d * B * H;
     dir.dh_n = pass.state(given.dh_n, d);
     dir.dc_n = pass.state(given.dc_n, d);
     const int64_t chunks_kept = (T + cpu::kLeanChunk - 1) / cpu::kLeanChunk;
@@ -255,15 +134,9 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     }
     dir.dgates = pass.workspace(most_rows * pass.width * H);
     dir.h_prev = pass.workspace(most_rows * H);
-    dgates.push_back(pass.matrix(dir.dgates, most_rows, pass.width * H));
-    h_prev.push_back(pass.matrix(dir.h_prev, most_rows, H));
-    if (!x_compact) {
-      dir.x_chunk = pass.workspace(most_rows * I);
-      x_rows.push_back(pass.matrix(dir.x_chunk, most_rows, I));
-    }
+    if (!x_compact) dir.x_chunk = pass.workspace(most_rows * I);
     if (need_weights) sums.emplace_back(pass, most_rows);
   }
-  const Tensor x_flat = x_compact ? torch::stable::reshape(x, Sizes{call.N, I}) : x;
   pass.pack(recompute, true, need_x);
 
   for (int64_t chunk = chunks - 1; chunk >= 0 && B > 0; --chunk) {
@@ -283,17 +156,16 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
         });
       }
       if (need_weights) {
-        sums[d].add(leading(dgates[d], 0, rows), leading(h_prev[d], 0, rows),
-                    x_compact ? leading(x_flat, call.first[t0], rows) : leading(x_rows[d], 0, rows));
+        const cpu::Direction<C>& dir = layer.dir[d];
+        sums[d].add(dir.dgates, dir.h_prev,
+                    x_compact ? static_cast<const C*>(x.const_data_ptr()) + call.first[t0] * I : dir.x_chunk, rows);
       }
     }
   }
   std::vector<Tensor> dweights;
   for (auto& sum : sums) sum.append_to(dweights);
   while (dweights.size() < call.weights.size()) dweights.push_back(empty_result(x, storage));
-  const Tensor nothing = empty_result(x, storage);
-  return {need_x ? as(dx, storage) : nothing, need_h0 && call.h0 ? as(dh, storage) : empty_result(x, storage),
-          need_c0 && call.c0 && has_c ? as(dc, storage) : empty_result(x, storage), dweights};
+  return {as(dx, storage), as(dh, storage), as(dc, storage), dweights};
 }
 
 // ---- The operators ----
@@ -338,8 +210,7 @@ BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTenso
   check_dtype("cells", cells, compute);
   check_dtype("tape", tape, compute);
   const Gradients given{dy, dh_n, dc_n, dcells};
-  const Tensor y_rows = with_rows(y), cell_rows = torch::stable::contiguous(cells),
-               kept = torch::stable::contiguous(tape);
+  const Tensor y_rows = with_rows(y), cell_rows = without_gaps(cells), kept = without_gaps(tape);
   if (compute == ScalarType::Double) {
     return backward<double>(call, given, y_rows, cell_rows, kept, kind, need_x, need_h0, need_c0, need_weights);
   }

@@ -82,27 +82,22 @@ struct Pass {
 
   C* workspace(int64_t n) { return fastrnn::workspace<C>(n); }
 
-  // A matrix in the workspace, for aten to read.
-  Tensor matrix(C* values, int64_t rows, int64_t columns) const {
-    return torch::stable::from_blob(values, Sizes{rows, columns}, Sizes{columns, 1}, call.x.device(), kScalar<C>);
-  }
-
   static C* data(const Tensor& t) { return t.mutable_data_ptr<C>(); }
 
   const C* values(const Tensor& t) {
-    kept.push_back(torch::stable::contiguous(as(t, kScalar<C>)));
+    kept.push_back(without_gaps(as(t, kScalar<C>)));
     return kept.back().const_data_ptr<C>();
   }
 
   const C* state(const OptionalTensor& t, int d) { return t ? values(*t) + d * call.B * call.H : nullptr; }
 
   Matrix<C> whole(const Tensor& w) {
-    kept.push_back(kernels.bf16 ? torch::stable::contiguous(w) : as(w, kScalar<C>));
+    kept.push_back(kernels.bf16 ? without_gaps(w) : as(w, kScalar<C>));
     return {static_cast<const C*>(kept.back().const_data_ptr()), kept.back().stride(0), kept.back().stride(1)};
   }
 
   const uint16_t* halves(const Tensor& w) {
-    kept.push_back(torch::stable::contiguous(w));
+    kept.push_back(without_gaps(w));
     return static_cast<const uint16_t*>(kept.back().const_data_ptr());
   }
 

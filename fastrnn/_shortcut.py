@@ -67,7 +67,7 @@ def call(
 def is_sequence(
     cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int, bidirectional: bool, batch_first: bool
 ) -> bool:
-    """Whether these are sequences of more than one step that the C++ engine computes, and nothing is wrong with them."""
+    """Whether these are sequences of more than one step that the C++ engine computes, with nothing wrong in them."""
     if not nobody_looks_on():
         return False
     steps = _C.shortcut(cell, input, hx, params, layers, bidirectional, batch_first, 0, False)

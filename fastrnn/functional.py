@@ -261,7 +261,7 @@ def _stack(
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
-    if not packed and lengths is None and reset is None and not return_cells and not stack.proj_size:
+    if isinstance(input, Tensor) and lengths is None and reset is None and not return_cells and not stack.proj_size:
         shape = (stack.num_layers, stack.bidirectional, stack.batch_first)
         if _shortcut.is_sequence(stack.cell, input, hx, params, *shape):
             return _ordinary(stack, input, hx, params)

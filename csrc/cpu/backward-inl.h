@@ -256,3 +256,24 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.n = 0;
   }
 }
+
+// The sum of each column [c0, c1) of n rows, on top of `to`: of blocks of rows in C, and of those in double, so that no
+// sum is long.
+template <class C>
+void sum_rows(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to) {
+  constexpr int64_t kRows = 32, kColumns = kPlainVecs * kLanes<C>;
+  for (int64_t column = c0; column < c1; column += kColumns) {
+    for (int64_t r0 = 0; r0 < n; r0 += kRows) {
+      Vec<C> sum[kPlainVecs] = {};
+      for (int64_t r = r0; r < n && r < r0 + kRows; ++r) {
+        for (int v = 0; v < kPlainVecs; ++v) {
+          const int64_t at = column + v * kLanes<C>;
+          sum[v] = sum[v] + load(rows + r * row + at, lanes_at<C>(at, c1));
+        }
+      }
+      C block[kColumns];
+      for (int v = 0; v < kPlainVecs; ++v) store(block + v * kLanes<C>, sum[v]);
+      for (int64_t i = column; i < c1 && i < column + kColumns; ++i) to[i] += static_cast<double>(block[i - column]);
+    }
+  }
+}

@@ -103,6 +103,7 @@ constexpr Kernels<float> kernels_f32 = {
     gather<float>,
     backward<float>,
     input_gradient<float>,
+    sum_rows<float>,
 };
 #ifndef FASTRNN_BF16
 constexpr Kernels<double> kernels_f64 = {
@@ -120,5 +121,6 @@ constexpr Kernels<double> kernels_f64 = {
     gather<double>,
     backward<double>,
     input_gradient<double>,
+    sum_rows<double>,
 };
 #endif

@@ -135,10 +135,12 @@ struct Kernels {
   // Forward: shares [lo, hi).
   void (*forward)(const Layer<C>&, int64_t lo, int64_t hi);
   // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of
-  // the recurrence; then a direction's dx for compact rows [lo, hi).
+  // the recurrence; then a direction's dx for compact rows [lo, hi); then the sums of columns [c0, c1) of n rows, `row`
+  // elements apart, on top of `to`.
   void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*input_gradient)(const Layer<C>&, int direction, int64_t lo, int64_t hi);
+  void (*sum_rows)(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to);
 };
 
 struct Isa {
