@@ -95,7 +95,7 @@ class WeightGradients {
              view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item),
              view(straight ? sum : partial_, {left.columns, right.columns}, {right.columns, 1}, left.item));
     if (straight) return;
-    const int64_t parts = n > 65536 ? pass_.layer.plan.shares() : 1;
+    const int64_t parts = n > 16384 ? pass_.layer.plan.shares() : 1;
     pass_.parallel(parts, [&](int64_t lo, int64_t hi) {
       C some[256];
       for (int64_t i = n * lo / parts, end = n * hi / parts; i < end; i += 256) {
@@ -120,7 +120,7 @@ class WeightGradients {
 
   // The bias gradients.
   void add_rows(const C* dgates, int64_t n) {
-    const int64_t columns = pass_.width * H_, parts = n * columns > 65536 ? pass_.layer.plan.shares() : 1;
+    const int64_t columns = pass_.width * H_, parts = n * columns > 16384 ? pass_.layer.plan.shares() : 1;
     pass_.parallel(parts, [&](int64_t lo, int64_t hi) {
       const auto start = [&](int64_t part) { return columns * part / parts / kLine * kLine; };
       pass_.kernels.sum_rows(dgates, n, columns, start(lo), hi == parts ? columns : start(hi), db_.data());
