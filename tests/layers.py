@@ -165,7 +165,7 @@ def run(
     wanted = PARTS if problem.cells else PARTS[:3] if CELLS[problem.cell].has_c else PARTS[:2]
     outputs = {name: found[name] for name in wanted}
     through = {name: outputs[name] for name in wanted if name in parts}
-    given = [parts[n] if isinstance(parts, dict) else upstream(t.shape).to(t.dtype) for n, t in through.items()]
+    given = [parts[n] if isinstance(parts, dict) else upstream(t.shape).to(t) for n, t in through.items()]
     leaves = {f"d{name}": t for name, t in leaves.items() if t.requires_grad}
     gradients = torch.autograd.grad(list(through.values()), list(leaves.values()), given)
     return {name: t.detach() for name, t in outputs.items()} | dict(zip(leaves, gradients, strict=True))
