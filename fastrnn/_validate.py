@@ -148,8 +148,10 @@ def inference(x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> N
         )
 
 
-def lengths(given: Tensor | Sequence[int] | None, steps: int, batch: int, batched: bool) -> Tensor | None:
-    """``lengths=`` as an int64 CPU tensor ``(B,)`` with values in ``1..T``."""
+def lengths(
+    given: Tensor | Sequence[int] | None, steps: int, batch: int, batched: bool, device: torch.device
+) -> Tensor | None:
+    """``lengths=`` as an int64 tensor ``(B,)``: on the CPU, with values in ``1..T``, or on the input's ``device``."""
     if given is None:
         return None
     if not batched:
@@ -157,7 +159,8 @@ def lengths(given: Tensor | Sequence[int] | None, steps: int, batch: int, batche
     checked = given if isinstance(given, Tensor) else torch.as_tensor(given)
     if checked.dtype.is_floating_point or checked.dtype.is_complex or checked.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {checked.dtype}")
-    if checked.dim() != 1 or checked.device.type != "cpu":
+    on_cpu = checked.device.type == "cpu"
+    if checked.dim() != 1 or (not on_cpu and checked.device != device):
         kind = f"{checked.dim()}D {checked.device.type} {checked.dtype}"
         raise RuntimeError(f"'lengths' argument should be a 1D CPU int64 tensor, but got {kind} tensor")
     if checked.shape[0] != batch:
@@ -165,8 +168,8 @@ def lengths(given: Tensor | Sequence[int] | None, steps: int, batch: int, batche
             f"Expected `len(lengths)` to be equal to batch_size, but got {checked.shape[0]} (batch_size={batch})"
         )
     checked = checked.to(torch.int64)
-    # Under a compiler or a transform the values are not at hand; the engine checks them again before it writes.
-    if batch and not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(checked):
+    # Under a compiler or a transform, or on another device, the values are not at hand; the engine checks them again.
+    if batch and on_cpu and not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(checked):
         low, high = int(checked.min()), int(checked.max())
         if low <= 0:
             raise RuntimeError(

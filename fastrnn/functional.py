@@ -52,7 +52,8 @@ def lstm(
             in the order of :class:`torch.nn.LSTM`'s state_dict; gates in the order ``i, f, g, o``.
         bias, num_layers, dropout, bidirectional, batch_first, proj_size: as in :class:`torch.nn.LSTM`.
         training: whether dropout acts.
-        lengths: valid steps of each row of a right-padded batch, int64 ``(B,)`` on the CPU or ints, in any order.
+        lengths: valid steps of each row of a right-padded batch, int64 ``(B,)`` on the CPU or ints, in any order;
+            or on the device of ``input``, see :meth:`fastrnn.LSTM.forward`.
             Results are those of packing; beyond a row's length the output is zero.
         reset: bool, shaped like ``input`` without its features (padded ``(T, B)`` or ``(B, T)`` for packed input).
             True: a new sequence begins at that step of that row, so its state is zeroed before the step; in the reverse
@@ -291,7 +292,7 @@ def _stack(
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     if not packed:
-        lengths_ = _validate.lengths(lengths, steps, batch, batched)
+        lengths_ = _validate.lengths(lengths, steps, batch, batched, x.device)
     if reset is not None:
         reset = _validate.reset(reset, steps, batch, batched, stack.batch_first, x.device)
         if order is not None:
@@ -400,7 +401,7 @@ def _torch_layers(
     x, batch_sizes, lengths, _ = sequences
     steps, order, unorder = x.shape[0], None, None
     if lengths is not None:
-        x, batch_sizes, order, unorder = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        x, batch_sizes, order, unorder = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
     if not state:

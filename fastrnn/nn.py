@@ -213,7 +213,9 @@ class LSTM(Layers, stock.LSTM):
             hx: ``(h0, c0)``, each ``(num_layers*D, B, H)``, without ``B`` for one sequence (``h0`` with ``proj_size``
                 features where the layer has projections). None: zeros.
             lengths: the valid steps of each row of a right-padded batch, integers ``(B,)`` on the CPU, in any order.
-                The results are those of packing; beyond a row's length the output is zero.
+                The results are those of packing; beyond a row's length the output is zero. They may also be on the
+                device of ``input``, and change between replays of a CUDA graph; a wrong one is then noticed by the
+                device, as a wrong index is.
             reset: bool, shaped like ``input`` without its features (``(T, B)``, or ``(B, T)`` with ``batch_first``, for
                 packed input too). True: a new sequence begins at that step of that row. Its state is zeroed before
                 the step; in the reverse direction nothing flows from that step to the one before it. No gradient

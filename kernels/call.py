@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fastrnn.kernels.tables import tables
 from fastrnn.reference import CELLS, Cell, compute_dtype, split_weights
 
 
@@ -83,7 +84,7 @@ class Call:
             _check(steps > 0, "x: expected at least one step, got none")
             if lengths is not None:
                 _check_tensor("lengths", lengths, (batch,), torch.int64)
-                lengths = lengths.to(x.device, torch.int32)
+                lengths = _lengths(lengths, steps, x.device)
         else:
             first, first_row, lengths = _packed(batch_sizes, x)
             steps, batch = len(first) - 1, first[1]
@@ -190,9 +191,20 @@ def _packed(batch_sizes: Tensor, x: Tensor) -> tuple[tuple[int, ...], Tensor, Te
     first = (0, *accumulate(sizes.tolist()))
     _check(first[-1] == len(x), f"batch_sizes: expected a sum of {len(x)}, the rows of x, got {first[-1]}")
     # Row b is alive in as many steps as have more than b rows: steps with few rows come last.
-    lengths = torch.searchsorted(sizes.flip(0), torch.arange(first[1]), right=True)
-    table = torch.cat([torch.tensor(first), len(sizes) - lengths]).to(x.device)
-    return first, table[: len(first)], table[len(first) :].to(torch.int32)
+    lengths = len(sizes) - torch.searchsorted(sizes.flip(0), torch.arange(first[1]), right=True)
+    return first, tables.get(first, torch.int64, x.device), tables.get(lengths.tolist(), torch.int32, x.device)
+
+
+def _lengths(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
+    """Lengths as int32 on the device. There they can only be checked by the device itself, as torch checks indices."""
+    message = f"lengths: expected numbers from 1 to {steps}"
+    if lengths.device.type != "cpu":
+        torch._assert_async(((lengths > 0) & (lengths <= steps)).all(), message)
+        return lengths.to(device, torch.int32)
+    numbers = lengths.tolist()
+    for number in numbers:
+        _check(0 < number <= steps, f"{message}, got {number}")
+    return tables.get(numbers, torch.int32, device)
 
 
 def _bias(spec: Cell, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None, x: Tensor) -> Tensor:

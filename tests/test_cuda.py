@@ -1,11 +1,13 @@
 """Layers of CUDA tensors: who computes them, without a GPU (by tensors without data), and with one what comes out."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from accuracy import assert_accurate
-from layers import DTYPES, LAYOUTS, Problem, draw, fast, readable, run, yardstick
+from layers import DTYPES, LAYOUTS, PARTS, Problem, draw, fast, readable, run, upstream, yardstick
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrnn import _cuda, engine, functional
@@ -80,12 +82,20 @@ def test_a_layer_without_data(cell: str) -> None:
     assert (state[0] if cell == "lstm" else state).shape == (2, 3, 16)
 
 
+@pytest.fixture
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For results that are judged by those of a CPU."""
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(backend, "allow_tf32", False)
+
+
 def on_gpu(p: Problem) -> Problem:
     moved = {name: getattr(p, name).cuda() for name in ("lengths", "reset") if getattr(p, name) is not None}
     return replace(p.put({name: t.cuda() for name, t in p.tensors().items()}), **moved)
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -101,3 +111,48 @@ def test_kernels_on_the_gpu(cell: str, strategy: str, dtype: torch.dtype, layout
             if "cells" in found:
                 found, theirs = (t | {"cells": t["cells"].to(dtype)} for t in (found, theirs))
             assert_accurate(found, theirs, true)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
+@pytest.mark.parametrize("layout", ["dense", "lengths", "lengths on the CPU", "packed"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_captured_training_step(strategy: str, layout: str) -> None:
+    """Forward and backward in one CUDA graph, replayed with other numbers in the same tensors."""
+    options = {"bidirectional": True, "layout": layout.split()[0], "reset": True, "cells": True}
+    first = draw("lstm", 20, 5, 7, 32, **options)
+    other = first.put(draw("lstm", 20, 5, 7, 32, **options | {"layout": "dense"}).tensors() | {"x": first.x.flip(0)})
+    p = on_gpu(first)
+    if layout == "lengths on the CPU":
+        p = replace(p, lengths=first.lengths)
+    with forced(**STRATEGIES[strategy]):
+        shapes = {name: t.shape for name, t in run(fast(), p).items() if name in PARTS}
+        arriving = {name: upstream(shape).cuda() for name, shape in shapes.items()}
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run(fast(), p, arriving)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            found = run(fast(), p, arriving)
+    for name, t in p.tensors().items():
+        t.copy_(other.tensors()[name])
+    graph.replay()
+    found = {name: t.cpu() for name, t in found.items()}
+    assert_accurate(found, run(yardstick(other), other), run(readable, other.to(torch.float64)))
+
+
+@pytest.mark.gpu
+def test_wrong_lengths_on_the_gpu_are_noticed() -> None:
+    """By the device, which is of no use to that process any more."""
+    code = """
+import torch, fastrnn
+net = fastrnn.LSTM(3, 4).cuda()
+with fastrnn.kernels.plan.forced(strategy="resident", warps=8):
+    net(torch.randn(5, 2, 3, device="cuda"), lengths=torch.tensor([5, 6], device="cuda"))
+torch.cuda.synchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "lengths: expected numbers from 1 to 5" in done.stderr

@@ -11,7 +11,7 @@ from accuracy import assert_accurate, assert_same
 from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run, yardstick
 
 from fastrnn import _cuda, _ops
-from fastrnn.kernels import layer
+from fastrnn.kernels import call, layer, tables
 from fastrnn.kernels.plan import DeviceFacts, Plan
 from fastrnn.reference import CELLS
 
@@ -254,6 +254,8 @@ def test_outputs_are_shaped_as_the_operators_say(use: Use) -> None:
         ({"x": torch.zeros(5, 7)}, "x: expected 3 dimensions, got 2"),
         ({"x": torch.zeros(0, 5, 7)}, "x: expected at least one step"),
         ({"reset": torch.zeros(4, 5)}, r"reset: expected size \[9, 5\]"),
+        ({"lengths": torch.tensor([9, 9, 9, 0, 9])}, "lengths: expected numbers from 1 to 9, got 0"),
+        ({"lengths": torch.tensor([9, 9, 9, 9, 10])}, "lengths: expected numbers from 1 to 9, got 10"),
         ({"batch_sizes": torch.tensor([2, 3]), "x": torch.zeros(5, 7)}, "never rise"),
         ({"batch_sizes": torch.tensor([3, 3]), "x": torch.zeros(5, 7)}, "a sum of 5, the rows of x, got 6"),
     ],
@@ -263,6 +265,28 @@ def test_wrong_arguments_are_reported(use: Use, wrong: dict[str, object], messag
     use("resident")
     with pytest.raises(RuntimeError, match=message):
         fast()(replace(draw("lstm"), **wrong))
+
+
+@pytest.mark.parametrize("layout", ["lengths", "packed"])
+def test_lengths_are_transferred_once(use: Use, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all steps of a training; so a step can be captured, which allows no transfers."""
+    use("resident")
+    transfers: list[object] = []
+    transferred = tables.transferred
+    monkeypatch.setattr(tables, "transferred", lambda *args: transfers.append(args[0]) or transferred(*args))
+    monkeypatch.setattr(call, "tables", tables.Tables())
+    first = draw("gru", 3, 4, layout=layout)
+    run(fast(), first)
+    assert len(transfers) == {"lengths": 1, "packed": 2}[layout]
+    monkeypatch.setattr(tables, "capturing", lambda device: True)
+    second = draw("gru", 3, 4)
+    again = first.put(second.tensors() | {"x": first.x * 2})
+    check(again, tapes=["full"])
+    other = (
+        replace(first, lengths=torch.tensor([1, 1, 1, 3])) if layout == "lengths" else draw("gru", 2, 3, layout=layout)
+    )
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"):
+        run(fast(), other)
 
 
 @pytest.mark.parametrize("hidden", [20, 70], ids=["resident", "stepwise"])
