@@ -11,6 +11,7 @@ from torch.nn import Module, Parameter
 from torch.nn.modules import rnn as stock
 
 from fastrnn import _validate, nn
+from fastrnn._modules import Fast, has_own_forward, layer_class, rebase
 
 __all__ = ["convert", "patch", "patched", "revert", "unpatch"]
 
@@ -74,7 +75,7 @@ def convert(model: M, *, tape: str | None = None, weight_dtype: torch.dtype | No
         _validate.tape(tape)
     rounded = [] if weight_dtype is None else _to_round(model, weight_dtype)
     _, left = _swap(model, FAST)
-    _warn("convert", {name: module for name, module in left.items() if not isinstance(module, nn.Fast)})
+    _warn("convert", {name: module for name, module in left.items() if not isinstance(module, Fast)})
     if tape is not None:
         for module in model.modules():
             if isinstance(module, nn.Layers):
@@ -111,7 +112,7 @@ def revert(model: M) -> M:
     _recast([module for module in swapped if module.__dict__.pop("weight_dtype", None) is not None])
     for module in swapped:
         module.__dict__.pop("tape", None)
-    _warn("revert", {name: module for name, module in left.items() if isinstance(module, nn.Fast)})
+    _warn("revert", {name: module for name, module in left.items() if isinstance(module, Fast)})
     return model
 
 
@@ -184,23 +185,23 @@ def why_left(module: Module) -> str | None:
     """Why a recurrent layer cannot be swapped, or None where it can."""
     if isinstance(module, ScriptModule):
         return "compiled by torch.jit"
-    cls = nn.layer_class(type(module))
+    cls = layer_class(type(module))
     if cls not in FAST and cls not in STOCK:
         base = next(base for base in cls.__mro__ if base.__module__ in (nn.__name__, stock.__name__))
-        package = "fastrnn" if issubclass(base, nn.Fast) else "torch.nn"
+        package = "fastrnn" if issubclass(base, Fast) else "torch.nn"
         return f"a subclass of {package}.{base.__name__}"
-    return "its forward was replaced" if nn.has_own_forward(module) else None
+    return "its forward was replaced" if has_own_forward(module) else None
 
 
 def _swap(model: Module, table: Mapping[type[Module], type[Module]]) -> tuple[list[Module], dict[str, Module]]:
     """Change the classes of a model's layers by ``table``; those changed, and by name those that cannot be."""
     swapped, left = [], {}
     for name, module in recurrent_layers(model).items():
-        cls = nn.layer_class(type(module))
+        cls = layer_class(type(module))
         if why_left(module) is not None:
             left[name] = module
         elif cls in table:
-            module.__class__ = nn.rebase(type(module), table[cls])
+            module.__class__ = rebase(type(module), table[cls])
             swapped.append(module)
     return swapped, left
 
@@ -217,7 +218,7 @@ def _to_round(model: Module, dtype: torch.dtype) -> list[Module]:
         raise ValueError(f"weight_dtype: expected torch.bfloat16 or None, got {dtype!r}")
     found = []
     for name, layer in recurrent_layers(model).items():
-        if nn.has_own_forward(layer) or (why_left(layer) is not None and not isinstance(layer, nn.Fast)):
+        if has_own_forward(layer) or (why_left(layer) is not None and not isinstance(layer, Fast)):
             continue
         if getattr(layer, "proj_size", 0):
             raise NotImplementedError("fastrnn: weight_dtype is not supported together with proj_size")

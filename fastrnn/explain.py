@@ -14,6 +14,7 @@ from torch.nn.modules import rnn as stock
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, functional, nn
+from fastrnn._modules import Fast, has_own_forward, layer_class
 from fastrnn._validate import Stack
 from fastrnn.convert import recurrent_layers, why_left
 from fastrnn.engine import Plan
@@ -104,7 +105,7 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
     if called:
         with _undisturbed(model, inputs), ExitStack() as hooks:
             for name, layer in layers.items():
-                if isinstance(layer, nn.Fast) and not nn.has_own_forward(layer):
+                if isinstance(layer, Fast) and not has_own_forward(layer):
                     handle = layer.register_forward_hook(partial(observe, name), with_kwargs=True)
                     hooks.callback(handle.remove)
             model(*inputs, **kwargs)
@@ -120,7 +121,7 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
 def _class_name(layer: Module) -> str:
     if isinstance(layer, torch.jit.ScriptModule):
         return f"scripted {layer.original_name}"
-    cls = nn.layer_class(type(layer))
+    cls = layer_class(type(layer))
     package = {nn.__name__: "fastrnn", stock.__name__: "torch.nn"}.get(cls.__module__, cls.__module__)
     return f"{package}.{cls.__qualname__}"
 
@@ -144,12 +145,12 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
     if isinstance(layer, torch.jit.ScriptModule):
         return Plan("torch", "TorchScript", f"not converted: {why}")
     stack, params = _stack(layer)
-    if isinstance(layer, nn.Fast):
+    if isinstance(layer, Fast):
         x = params[0] if layer.weight_dtype is None else params[0][:0].float()
         plan = functional.plan_stack(stack, x, params, None, False)
         doubt = f"{why}, so by its parameters alone" if why else "not called with these inputs" if called else None
         return plan if doubt is None else replace(plan, reason=f"{plan.reason} ({doubt})")
-    kernel = "a forward of its own" if nn.has_own_forward(layer) else f"torch.nn's own {stack.cell}"
+    kernel = "a forward of its own" if has_own_forward(layer) else f"torch.nn's own {stack.cell}"
     return Plan("torch", kernel, f"not converted: {why or 'fastrnn.convert(model) takes it'}")
 
 
