@@ -1,0 +1,64 @@
+"""Under autocast, results have the dtypes that torch.nn's have, and their accuracy."""
+
+import copy
+
+import pytest
+import torch
+from accuracy import flatten, in_float64
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from twins import LAYERS, B, H, I, T, nets, pair
+
+from fastrnn._accuracy import FORWARD, GRADIENT, ROUNDINGS, error
+
+
+def outputs_under_autocast(net: nn.Module, dtype: torch.dtype, *inputs: object) -> list[Tensor]:
+    with torch.autocast("cpu", dtype=dtype):
+        return flatten(net(*inputs))
+
+
+AUTOCAST = [
+    pytest.param(name, layout, dtype, id=f"{name}-{layout}-{dtype}")
+    for dtype in (torch.bfloat16, torch.float16)
+    for layout in ("dense", "packed", "hx", "16-bit input", "cell", "cell hx")
+    for name in LAYERS
+    if (name, dtype) != ("LSTM", torch.float16) or layout in ("packed", "cell", "cell hx")  # else torch's own fails
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "dtype"), AUTOCAST)
+def test_autocast(name: str, layout: str, dtype: torch.dtype) -> None:
+    """The dtypes are torch's, and the values are as near to the truth as torch's."""
+    ours, torchs = pair(name + ("Cell" if "cell" in layout else ""), I, H)
+    x = torch.randn(B, I) if "cell" in layout else torch.randn(T, B, I)
+    inputs: list[object] = [x.to(dtype) if layout == "16-bit input" else x]
+    if layout == "packed":
+        inputs = [pack_padded_sequence(x, [6, 4, 1])]
+    if "hx" in layout:
+        h = torch.randn(B, H) if "cell" in layout else torch.randn(1, B, H)
+        inputs.append((h, h) if name == "LSTM" else h)
+    found, expected = (outputs_under_autocast(net, dtype, *inputs) for net in (ours, torchs))
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    truth = flatten(copy.deepcopy(torchs).double()(*map(in_float64, inputs)))
+    for a, b, true in zip(found, expected, truth, strict=True):
+        # The floor is that of the dtype that autocast computes in, whatever dtype the results have.
+        assert error(a, true) <= FORWARD * error(b, true) + ROUNDINGS * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_under_autocast(name: str) -> None:
+    ours, torchs = nets(name, num_layers=2)
+    x, gradients = torch.randn(T, B, I), []
+    for net in (ours, torchs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = net(x).float().square().sum()
+        loss.backward()
+        gradients.append({f"d{key}": p.grad for key, p in net.named_parameters()})
+    exact = copy.deepcopy(torchs).double()
+    exact.zero_grad()
+    exact(x.double()).square().sum().backward()
+    truth = {f"d{key}": p.grad for key, p in exact.named_parameters()}
+    for key, true in truth.items():
+        found, expected = (g[key] for g in gradients)
+        assert found.dtype == torch.float32
+        assert error(found, true) <= GRADIENT * error(expected, true) + ROUNDINGS * torch.finfo(torch.bfloat16).eps, key
