@@ -17,6 +17,7 @@ SHORT = {
     ONNX: "ONNX",
     "fastrnn resident": "resident",
     "fastrnn stepwise": "stepwise",
+    "fastrnn recorded": "recorded",
 }
 
 

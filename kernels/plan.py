@@ -61,6 +61,8 @@ class Plan:
         together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
         warps, stages: of a program, and of its pipelined loads.
         precision: of products of float32: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+        graphs: whether launches that repeat are replayed as one CUDA graph (stepwise, where the product is fused). No
+            plan says so by itself: no GPU has shown yet that this is faster.
     """
 
     strategy: str
@@ -73,12 +75,14 @@ class Plan:
     warps: int = 4
     stages: int = 2
     precision: str = "ieee"
+    graphs: bool = False
 
     def __str__(self) -> str:
         if self.strategy == "torch":
             return "torch"
         how = f", {self.units} units, {self.product} product" if self.strategy == "stepwise" else ""
-        return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}"
+        graphs = ", replayed as a graph" if how and self.graphs and self.product == "fused" else ""
+        return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
 
 
 _forced: dict[str, object] = {}

@@ -5,11 +5,14 @@ each program computes the gates of a batch tile and a unit tile: the recurrent p
 mathematics on its sums. Backward, a launch first finishes the gradient of its tile's h, the product of the next step's
 ``dpre`` with W_hh. Where a plan says so, both products are torch's (cuBLAS), and the kernels do the gates only.
 
-Buffers are allocated once a call and no launch depends on data: a call can be captured in a CUDA graph. The state
+Buffers are allocated once a call and no launch depends on data: a call can be captured in a CUDA graph, and where a
+plan says so the launches are recorded in one of their own (:mod:`fastrnn.kernels.graphs`). The state
 alternates between two buffers, for a program reads units that another one writes. Grid: (batch tiles x unit tiles,
 directions). Layouts as in :mod:`fastrnn.kernels.resident`; ``h_in, h_out (D, B, H)``; ``recurrent (D, B, G*H)`` or,
 backward, ``(D, B, H)``, the products that torch made, or None.
 """
+
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import triton
@@ -19,6 +22,7 @@ from torch import Tensor
 from fastrnn._ops import LEAN_CHUNK
 from fastrnn.kernels import gates
 from fastrnn.kernels.call import Call, width
+from fastrnn.kernels.graphs import recordings
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.resident import columns, saved_of_step, state_is_whole
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
@@ -236,20 +240,25 @@ def forward(
     constants = forward_constants(plan, call.cell, call.hidden, whole)
     w_transposed = call.w_hh.transpose(1, 2)
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
-    for s in range(s0, s1):
-        before, after = states[(s - s0) % 2], states[(s - s0 + 1) % 2]
-        if recurrent is not None:
-            multiply(before if operand is None else operand.copy_(before), w_transposed, recurrent)
-        step_forward[grid](
-            *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
-            *(call.lengths, call.first_row, call.reset),
-            *(call.steps, call.batch, pre.shape[1], s, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-            **constants,
-            num_warps=plan.warps,
-            num_stages=plan.stages,
-        )
-    if (s1 - s0) % 2:
-        h.copy_(states[1])
+
+    def launches() -> None:
+        for s in range(s0, s1):
+            before, after = states[(s - s0) % 2], states[(s - s0 + 1) % 2]
+            if recurrent is not None:
+                multiply(before if operand is None else operand.copy_(before), w_transposed, recurrent)
+            step_forward[grid](
+                *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
+                *(call.lengths, call.first_row, call.reset),
+                *(call.steps, call.batch, pre.shape[1], s, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+                **constants,
+                num_warps=plan.warps,
+                num_stages=plan.stages,
+            )
+        if (s1 - s0) % 2:
+            h.copy_(states[1])
+
+    tensors = (pre, call.w_hh, call.bias, *states, c, y, cells, borders)
+    _run(plan, call, launches, tensors, ("forward", pre.shape[1], s0, s1, whole))
 
 
 def backward(
@@ -271,17 +280,34 @@ def backward(
     recurrent = torch.empty_like(dh) if plan.product == "torch" else None
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
     constants = backward_constants(plan, call.cell, call.hidden, whole)
-    for s in range(s1 - 1, s0 - 2, -1):
-        if recurrent is not None and s + 1 < s1:
-            _recurrent_gradient(call, dpre, recurrent, s + 1, s0, s1)
-        step_backward[grid](
-            *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
-            *(call.lengths, call.first_row, call.reset),
-            *(call.steps, call.batch, call.rows, dpre.shape[1], s, s0, s1),
-            **constants,
-            num_warps=plan.warps,
-            num_stages=plan.stages,
-        )
+
+    def launches() -> None:
+        for s in range(s1 - 1, s0 - 2, -1):
+            if recurrent is not None and s + 1 < s1:
+                _recurrent_gradient(call, dpre, recurrent, s + 1, s0, s1)
+            step_backward[grid](
+                *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
+                *(call.lengths, call.first_row, call.reset),
+                *(call.steps, call.batch, call.rows, dpre.shape[1], s, s0, s1),
+                **constants,
+                num_warps=plan.warps,
+                num_stages=plan.stages,
+            )
+
+    tensors = (kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc)
+    _run(plan, call, launches, tensors, ("backward", dpre.shape[1], s0, s1, whole))
+
+
+def _run(
+    plan: Plan, call: Call, launches: Callable[[], None], tensors: Sequence[Tensor | None], options: Sequence[Hashable]
+) -> None:
+    """The launches of a chunk of time. Recorded are kernels only: torch's libraries have memory of their own."""
+    if plan.graphs and plan.product == "fused":
+        sizes = (call.cell.name, call.hidden, call.directions, call.steps, call.batch, call.rows)
+        tables = (call.lengths, call.first_row, call.reset)
+        recordings.run(launches, (*tensors, *tables), (plan, *sizes, *options))
+    else:
+        launches()
 
 
 def _recurrent_gradient(call: Call, dpre: Tensor, out: Tensor, s: int, s0: int, s1: int) -> None:

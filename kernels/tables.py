@@ -11,6 +11,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from fastrnn.kernels.graphs import capturing
+
 MOST = 64  # copies that are kept
 
 Key = tuple[torch.device, torch.dtype, tuple[int, ...]]
@@ -55,11 +57,6 @@ class Tables:
         if table.is_cuda:  # whoever drops it last, the stream that reads it may not have come so far
             table.record_stream(torch.cuda.current_stream(device))
         return table
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether the current stream is being captured."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def transferred(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

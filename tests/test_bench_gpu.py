@@ -41,6 +41,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "COPIED", 2**20)
     monkeypatch.setattr(command, "LATENCY_SECONDS", 0.001)
     monkeypatch.setattr(cases, "STACKS", (Shape(2, 3, 4, 5, layers=2, directions=2),))
+    monkeypatch.setattr(cases, "RECORDED", (Shape(2, 3, 4, 5),))
     monkeypatch.setattr(resets, "SHAPE", Shape(3, 6, 4, 5))
     monkeypatch.setattr(packed, "SHAPE", Shape(4, 6, 4, 5))
 
@@ -88,6 +89,7 @@ def test_parts_are_modes_and_benchmarks() -> None:
     assert kinds("training") == {("layer", ("training",), False)}
     assert kinds("stacks") == {("layer", both, True)}
     assert kinds("reset", "packed") == {("reset", both, False), ("packed", both, False)}
+    assert kinds("recorded") == {("recorded", both, False)}
     assert kinds("latency") == set()
     assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 3
 
@@ -100,8 +102,8 @@ def test_everything_is_measured_and_shown(
     status, rows = run(out, *TINY, "--cells", "lstm", "--dtype", "float32", "bfloat16", "--tf32", "off")
     assert status == 0
     layers = [row for row in rows if row.benchmark != "latency"]
-    assert {row.benchmark for row in rows} == {"latency", "layer", "packed", "reset"}
-    assert len(layers) == 4 * 2 * 2
+    assert {row.benchmark for row in rows} == {"latency", "layer", "packed", "recorded", "reset"}
+    assert len(layers) == 5 * 2 * 2
     assert all(row.provenance.device == GPU for row in rows)
     assert all({"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} <= set(row.times) for row in layers)
     assert {(row.case.dtype, row.detail["tf32"]) for row in layers} == {("float32", False), ("bfloat16", None)}
@@ -274,6 +276,11 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip
     large = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True))
     assert {name: p.precision for name, p in large.items()} == {"fastrnn stepwise": "tf32"}
+    recorded = contestants.forced_plans(replace(TASK, benchmark="recorded", dtype="float16", tf32=None))
+    assert {name: (p.strategy, p.graphs) for name, p in recorded.items()} == {
+        "fastrnn stepwise": ("stepwise", False),
+        "fastrnn recorded": ("stepwise", True),
+    }
     with contestants._forced(large["fastrnn stepwise"]):
         chosen = plan.plan("gru", 3, 2, 512, 512, torch.float32, 1, h100)
     assert replace(chosen, reason="") == replace(large["fastrnn stepwise"], reason="")

@@ -52,8 +52,9 @@ def test_the_engine_follows_the_plan_of_the_kernels() -> None:
     assert planned(512, beyond_torch="reset").engine == "triton"
     assert planned(128, proj_size=3).engine == "torch"
     assert planned(128, dtype=torch.float32).engine == "torch"
-    with forced(strategy="stepwise"):
+    with forced(strategy="stepwise", graphs=True):
         assert planned(2048).reason == "forced"
+        assert planned(2048).kernel.endswith("ieee, replayed as a graph")
 
 
 @pytest.mark.usefixtures("h100")
@@ -102,15 +103,14 @@ def on_gpu(p: Problem) -> Problem:
 @pytest.mark.parametrize("cell", CELLS)
 def test_kernels_on_the_gpu(cell: str, strategy: str, dtype: torch.dtype, layout: str) -> None:
     """As tests/interpreted has them, compiled."""
-    for hidden in (20, 32 if dtype == torch.float64 else 64):
+    for hidden, tape in ((20, "lean"), (32 if dtype == torch.float64 else 64, "full")):
         p = draw(cell, 70, 17, 7, hidden, bidirectional=True, layout=layout, reset=True, cells=True, dtype=dtype)
         true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
-        for tape in ("full", "lean"):
-            with forced(**STRATEGIES[strategy]):
-                found = {name: t.cpu() for name, t in run(fast(tape), on_gpu(p)).items()}
-            if "cells" in found:
-                found, theirs = (t | {"cells": t["cells"].to(dtype)} for t in (found, theirs))
-            assert_accurate(found, theirs, true)
+        with forced(**STRATEGIES[strategy]):
+            found = {name: t.cpu() for name, t in run(fast(tape), on_gpu(p)).items()}
+        if "cells" in found:
+            found, theirs = (t | {"cells": t["cells"].to(dtype)} for t in (found, theirs))
+        assert_accurate(found, theirs, true)
 
 
 @pytest.mark.gpu
@@ -141,6 +141,26 @@ def test_a_captured_training_step(strategy: str, layout: str) -> None:
     graph.replay()
     found = {name: t.cpu() for name, t in found.items()}
     assert_accurate(found, run(yardstick(other), other), run(readable, other.to(torch.float64)))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_recorded_launches(cell: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a training one after another, each with other numbers: those that replay are right as well."""
+    from fastrnn.kernels import graphs, stepwise
+
+    recordings = graphs.Recordings()
+    monkeypatch.setattr(stepwise, "recordings", recordings)
+    for step in range(6):
+        torch.manual_seed(step)
+        p = draw(cell, 20, 5, 7, 32, bidirectional=True, layout=layout)
+        with forced(strategy="stepwise", graphs=True):
+            found = {name: t.cpu() for name, t in run(fast(), on_gpu(p)).items()}
+        assert_accurate(found, run(yardstick(p), p), run(readable, p.to(torch.float64)))
+    if layout == "dense":  # others' shapes change
+        assert any(recording is not None for recording in recordings._known.values())
 
 
 @pytest.mark.gpu

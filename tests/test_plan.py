@@ -97,6 +97,10 @@ def test_plans_are_values() -> None:
     assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"
     stepwise = choose(hidden=512, beyond_torch="reset")
     assert str(stepwise) == "stepwise, 16 rows a program, 16 units, fused product, 4 warps, ieee"
+    assert not stepwise.graphs  # no GPU has shown yet
+    assert str(replace(stepwise, graphs=True)) == f"{stepwise}, replayed as a graph"
+    assert "graph" not in str(replace(stepwise, graphs=True, product="torch"))
+    assert str(replace(choose(), graphs=True)) == str(choose())
     with pytest.raises(AttributeError):
         choose().tile = 32
 

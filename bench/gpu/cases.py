@@ -8,7 +8,7 @@ from bench.grid import CELLS, Shape
 from bench.plan import MODES
 from bench.results import Case
 
-PARTS = ("latency", "forward", "training", "stacks", "reset", "packed")
+PARTS = ("latency", "forward", "training", "stacks", "reset", "packed", "recorded")
 MEASURED = CELLS[:3]  # of rnn_relu there is little to learn that rnn_tanh does not tell
 BATCHES = (1, 16, 64, 256)
 HIDDEN = (64, 128, 256, 512, 1024)
@@ -20,6 +20,8 @@ STACKS = (
     Shape(64, 128, 128, 128, directions=2),
     Shape(16, 128, 512, 512, layers=2, directions=2),
 )
+# Where a kernel's step takes about as long as its launch: by launches, and by replays of their recording.
+RECORDED = (Shape(1, 128, 256, 256), Shape(16, 1024, 256, 256), Shape(64, 128, 512, 512))
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _shapes(selection: Selection) -> Iterator[tuple[str, str, Shape, tuple[str, 
         ("stacks", "layer", STACKS),
         ("reset", "reset", (resets.SHAPE,)),
         ("packed", "packed", (packed.SHAPE,)),
+        ("recorded", "recorded", RECORDED),
     ):
         if part in selection.parts:
             yield from ((benchmark, cell, shape, MODES) for shape in shapes for cell in gated)

@@ -55,7 +55,7 @@ def prepare(task: Task, with_strategies: bool = True) -> Prepared:
     layer = layer.to(DEVICE)
     shape = task.shape
     x = torch.randn(shape.steps, shape.batch, shape.input, device=DEVICE).to(DTYPES[task.dtype])
-    made = {"layer": _dense, "packed": _packed, "reset": _reset}[task.benchmark](layer, ours, x)
+    made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(layer, ours, x)
     strategies = forced_plans(task) if with_strategies else {}
     for name, plan in strategies.items():
         made.stacks[name] = made.stacks["fastrnn"]
@@ -77,6 +77,8 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
     plans = [
         plan_kernels(*sizes, f, allow_tf32=bool(task.tf32)) for f in (facts, replace(facts, shared_memory_per_block=0))
     ]
+    if task.benchmark == "recorded":
+        return {"fastrnn stepwise": plans[1], "fastrnn recorded": replace(plans[1], graphs=True)}
     return {f"fastrnn {plan.strategy}": plan for plan in plans}
 
 
