@@ -3,22 +3,24 @@
 #
 #   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
 #
-# PART: build, tests, sanitizer, or a part of `python -m bench gpu` (latency, forward, training, stacks, reset, packed);
-# default: all of them. Everything is written under OUT_DIR (default: $OUT, else bench/results/gpu). The machine needs
-# torch, triton, a C++ compiler and a CUDA device, and no network: nothing is installed. A stage that fails or takes too
-# long, does not keep the next ones from running; the exit status says whether all passed.
+# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu` (latency, forward,
+# training, stacks, reset, packed, recorded); default: all of them. Each of the first five, and all that is measured
+# together, ends within ten minutes, finished or not. Everything is written under OUT_DIR (default: $OUT, else
+# bench/results/gpu). The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
+# installed. A stage that fails or takes too long, does not keep the next ones from running; the exit status says
+# whether all passed.
 #
-# In the environment: PYTHON (default: python3), MINUTES of measuring (default: 10).
+# In the environment: PYTHON (default: python3), MINUTES of measuring (default: 8).
 
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 root=$PWD
 python=${PYTHON:-python3}
-minutes=${MINUTES:-10}
+minutes=${MINUTES:-8}
 out=${OUT:-bench/results/gpu}
 stages=() measured=() passed=() failed=()
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "bench/gpu.sh"; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "bench/gpu.sh"; }
 
 if [[ $# -gt 0 && $1 != -* ]]; then
   out=$1
@@ -30,8 +32,8 @@ while [[ $# -gt 0 ]]; do
       shift
       while [[ $# -gt 0 && $1 != -* ]]; do
         case $1 in
-          build | tests | sanitizer) stages+=("$1") ;;
-          latency | forward | training | stacks | reset | packed) measured+=("$1") ;;
+          build | tests-gpu | tests | tests-interpreted | sanitizer) stages+=("$1") ;;
+          latency | forward | training | stacks | reset | packed | recorded) measured+=("$1") ;;
           *)
             echo "bench/gpu.sh: there is no part $1" >&2
             exit 2
@@ -109,29 +111,34 @@ environment > "$out/environment.txt" 2>&1
 if asked build; then
   # As an installation in place would leave it, without one: a checkout has no fastrnn/kernels of its own.
   has fastrnn.kernels 2> /dev/null || ln -sfn ../kernels fastrnn/kernels
-  stage build 600 "$python" setup.py -q build_ext --inplace
+  stage build 560 "$python" setup.py -q build_ext --inplace
+fi
+
+options=(-q -ra -p no:benchmark) # a plugin that warns where it finds pytest-xdist, and warnings are errors
+has xdist && options+=(-n 8)     # most of the time goes to compilers
+
+if asked tests-gpu; then
+  stage tests-gpu 560 "$python" -m pytest "${options[@]}" -m gpu --junit-xml="$out/tests-gpu.xml"
 fi
 
 if asked tests; then
-  options=(-q -ra -p no:benchmark) # a plugin that warns where it finds pytest-xdist, and warnings are errors
-  has xdist && options+=(-n 8)     # most of the time goes to compilers
-  stage tests-gpu 900 "$python" -m pytest "${options[@]}" -m gpu --junit-xml="$out/tests-gpu.xml"
-  stage tests 900 "$python" -m pytest "${options[@]}" -m 'not gpu' --junit-xml="$out/tests.xml"
-  if [[ -d tests/interpreted ]]; then # Triton interprets kernels in a process of its own; 5: there were no tests to run
-    TRITON_INTERPRET=1 stage tests-interpreted 900 \
-      bash -c '"$@" || (($? == 5))' - "$python" -m pytest "${options[@]}" tests/interpreted
-  fi
+  stage tests 560 "$python" -m pytest "${options[@]}" -m 'not gpu' --junit-xml="$out/tests.xml"
+fi
+
+if asked tests-interpreted; then # Triton interprets in a process of its own; 5: there were no tests to run
+  TRITON_INTERPRET=1 stage tests-interpreted 560 \
+    bash -c '"$@" || (($? == 5))' - "$python" -m pytest "${options[@]}" tests/interpreted
 fi
 
 if asked sanitizer; then
-  stage sanitize 300 "$python" -m bench.sanitize # by itself first: it compiles what the others find compiled
+  stage sanitize 220 "$python" -m bench.sanitize # by itself first: it compiles what the others find compiled
   for tool in memcheck racecheck; do
     if [[ -z $sanitizer ]]; then
       failed+=("$tool: there is no compute-sanitizer")
       continue
     fi
     # Without torch's cache of memory, what is read past a tensor is read past an allocation.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 300 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 160 \
       "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m bench.sanitize
   done
 fi
@@ -139,7 +146,7 @@ fi
 if ((everything || ${#measured[@]} > 0)); then
   parts=()
   ((${#measured[@]} > 0)) && parts=(--part "${measured[@]}")
-  stage bench $((${minutes%.*} * 60 + 180)) "$python" -m bench gpu --minutes "$minutes" --out "$out/gpu.jsonl" \
+  stage bench $((${minutes%.*} * 60 + 90)) "$python" -m bench gpu --minutes "$minutes" --out "$out/gpu.jsonl" \
     "${parts[@]}" "$@"
 fi
 
