@@ -59,7 +59,7 @@ class Plan:
         depth: how much of H the stepwise product takes at a time.
         product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
         together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
-        warps, stages: of a program, and of its pipelined loads.
+        warps, stages: of a program, and of its pipelined loads (a resident program fetches ahead by itself: 1).
         precision: of products of float32: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         graphs: whether launches that repeat are replayed as one CUDA graph (stepwise, where the product is fused). No
             plan says so by itself: no GPU has shown yet that this is faster.
@@ -175,10 +175,11 @@ def plan_kernels(
     if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
         few = padded(hidden) <= 64 and CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
         reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
-        # Without matrix units there are no layouts to change, and and two gates at a time spill; on AMD it saves none.
+        # Without matrix units there are no layouts to change, and two gates at a time spill; on AMD it saves none.
         by_units = facts.vendor == "nvidia" and (dtype != torch.float32 or precision == "tf32")
         together = 2 if by_units and CELLS[cell].gates > 1 else 1
-        chosen = Plan("resident", reason, together=together, warps=4 if few else 8, precision=precision)
+        warps = 4 if few else 8
+        chosen = Plan("resident", reason, together=together, warps=warps, stages=1, precision=precision)
     else:
         tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
         crowded = cdiv(batch, tile) * cdiv(hidden, 32) * directions >= facts.sm_count
@@ -197,9 +198,9 @@ def plan_kernels(
 
 
 def resident_memory(cell: str, hidden: int, itemsize: int) -> int:
-    """Bytes of shared memory that a resident program takes at most (backward; known from compilation for sm_90).
+    """Bytes of shared memory that a resident program takes at most (known from compilation for sm_90).
 
-    W_hh, a batch tile of the gates' gradients, one of a state, and some for changes of layout.
+    W_hh, a batch tile of the gates or of their gradients, one of a state, and some for changes of layout.
     """
     spec, width = CELLS[cell], padded(hidden)
     return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE) + 2048
