@@ -94,6 +94,19 @@ def parted(tile, HP: tl.constexpr):
 
 
 @triton.jit
+def as_loaded(product, ptr, at, mask, never):
+    """A product, laid out over the threads as what is loaded from ``ptr + at`` is, not as a matrix unit leaves it.
+
+    Where values laid out differently meet, the compiler brings all to the layout of the matrix unit, each by a way
+    through shared memory and two barriers. To join the product with itself and part it again moves nothing, but hides
+    that layout; of others, the compiler takes that of the last load or product in the program. This is a load that is
+    ``never`` done, which must be false, but not before the kernel runs.
+    """
+    product, _ = tl.split(tl.join(product, product))
+    return product + tl.load(ptr + at, mask=mask & never, other=0.0)
+
+
+@triton.jit
 def columns(ptr, at, mask, H: tl.constexpr, COUNT: tl.constexpr):
     """COUNT values of each unit, H apart."""
     found = ()
@@ -280,13 +293,14 @@ def resident_backward(
                 value = tl.where(alive, value, 0.0)
             rounded = rounded + (value.to(w_ptr.dtype.element_ty),)
             tl.store(dpre_ptr + (local + row) * (W * H) + k * H + dpre_at, rounded[k], mask=stored_mask)
-        dh_new = dh_around
+        product = tl.zeros_like(dh)
         for k in tl.static_range(G):
             if CELL == "gru" and k == 2:
                 factor = rounded[3]
             else:
                 factor = rounded[k]
-            dh_new = tl.dot(factor, ws[k], dh_new, input_precision=PRECISION, out_dtype=dh_new.dtype)
+            product = tl.dot(factor, ws[k], product, input_precision=PRECISION, out_dtype=dh.dtype)
+        dh_new = dh_around + as_loaded(product, dh_ptr, carry_at, carry_mask, s0 > s1)
         if lengths_ptr is not None:
             dh, dc = tl.where(alive, dh_new, dh), tl.where(alive, dc_new, dc)
         else:

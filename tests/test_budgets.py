@@ -26,7 +26,8 @@ SLACK = 8  # registers by which a thread may have more: assemblers hand them out
 class Budget(NamedTuple):
     """At most so many, but for tensor-core instructions: exactly so many. Of the loop, or all where it was unrolled.
 
-    A resident kernel's loop goes through time, and its loads are those of a step: W_hh would be hundreds more.
+    A resident kernel's loop goes through time, and its loads are those of a step: W_hh would be hundreds more. One or
+    two of backward's are never done (see :func:`fastrnn.kernels.resident.as_loaded`).
     """
 
     registers: int
@@ -37,13 +38,13 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     ("resident_forward/rnn_tanh/bf16/128/dense", "sm_90"): Budget(62, 2, 6, 16),
-    ("resident_backward/rnn_tanh/bf16/128/dense", "sm_90"): Budget(64, 2, 6, 16),
+    ("resident_backward/rnn_tanh/bf16/128/dense", "sm_90"): Budget(64, 4, 6, 16),
     ("resident_forward/rnn_relu/bf16/128/dense", "sm_90"): Budget(62, 2, 6, 16),
-    ("resident_backward/rnn_relu/bf16/128/dense", "sm_90"): Budget(64, 2, 6, 16),
+    ("resident_backward/rnn_relu/bf16/128/dense", "sm_90"): Budget(64, 4, 6, 16),
     ("resident_forward/lstm/bf16/128/dense", "sm_90"): Budget(188, 8, 12, 64),
-    ("resident_backward/lstm/bf16/128/dense", "sm_90"): Budget(241, 13, 54, 64),
+    ("resident_backward/lstm/bf16/128/dense", "sm_90"): Budget(164, 15, 6, 64),
     ("resident_forward/gru/bf16/128/dense", "sm_90"): Budget(189, 6, 14, 48),
-    ("resident_backward/gru/bf16/128/dense", "sm_90"): Budget(168, 10, 38, 48),
+    ("resident_backward/gru/bf16/128/dense", "sm_90"): Budget(128, 12, 6, 48),
     ("step_forward/rnn_tanh/bf16/512/dense/fused product", "sm_90"): Budget(39, 3, 2, 4),
     ("step_backward/rnn_tanh/bf16/512/dense/fused product", "sm_90"): Budget(40, 23, 28, 32),
     ("step_forward/rnn_relu/bf16/512/dense/fused product", "sm_90"): Budget(39, 3, 2, 4),
@@ -58,26 +59,28 @@ BUDGETS = {
     ("gates_again/gru/bf16/512/dense", "sm_90"): Budget(34, 10, 0, 0),
     ("states_before/bf16/512/dense", "sm_90"): Budget(30, 4, 0, 0),
     ("resident_forward/lstm/fp32/64/dense", "sm_90"): Budget(120, 4, 2, 0),
-    ("resident_backward/gru/tf32/64/dense", "sm_90"): Budget(94, 6, 24, 24),
-    ("resident_backward/lstm/fp64/32/dense", "sm_90"): Budget(125, 7, 32, 8),
+    ("resident_backward/gru/tf32/64/dense", "sm_90"): Budget(80, 7, 4, 24),
+    ("resident_backward/lstm/fp64/32/dense", "sm_90"): Budget(110, 8, 4, 8),
     ("step_forward/lstm/tf32/512/dense/fused product", "sm_90"): Budget(86, 95, 56, 512),
     ("step_backward/gru/fp64/512/dense/fused product", "sm_90"): Budget(164, 6, 6, 6),
     ("step_forward/gru/fp32/512/dense/fused product", "sm_90"): Budget(46, 4, 2, 0),
-    ("resident_forward/lstm/bf16/128/all", "sm_90"): Budget(178, 11, 10, 64),
-    ("resident_backward/lstm/bf16/128/all", "sm_90"): Budget(234, 18, 58, 64),
-    ("resident_backward/gru/fp16/128/all", "sm_90"): Budget(166, 13, 38, 48),
+    ("resident_forward/lstm/bf16/128/all", "sm_90"): Budget(180, 11, 10, 64),
+    ("resident_backward/lstm/bf16/128/all", "sm_90"): Budget(245, 19, 6, 64),
+    ("resident_backward/gru/fp16/128/all", "sm_90"): Budget(165, 14, 6, 48),
     ("step_backward/lstm/bf16/512/all/fused product", "sm_90"): Budget(128, 8, 2, 32),
-    ("resident_backward/lstm/bf16/128/all", "sm_80"): Budget(246, 18, 58, 64),
+    ("resident_backward/lstm/bf16/128/all", "sm_80"): Budget(242, 19, 4, 64),
     ("step_forward/gru/bf16/512/dense/fused product", "sm_80"): Budget(79, 59, 27, 192),
     ("resident_forward/gru/bf16/64/dense", "sm_120"): Budget(163, 6, 14, 24),
     ("step_backward/lstm/bf16/512/all/fused product", "sm_120"): Budget(128, 8, 2, 32),
     ("resident_forward/lstm/bf16/64/dense", "gfx942"): Budget(148, 4, 10, 16),
-    ("resident_backward/gru/bf16/64/all", "gfx942"): Budget(104, 8, 18, 12),
+    ("resident_backward/gru/bf16/64/all", "gfx942"): Budget(104, 9, 8, 12),
     ("step_forward/lstm/bf16/512/dense/fused product", "gfx942"): Budget(76, 5, 2, 16),
     ("resident_forward/lstm/tf32/64/dense", "sm_90"): Budget(102, 4, 14, 32),
-    ("resident_backward/lstm/fp32/64/dense", "sm_90"): Budget(108, 7, 2, 0),
+    ("resident_backward/lstm/fp32/64/dense", "sm_90"): Budget(80, 8, 2, 0),
+    ("resident_forward/lstm/fp32/64/all", "sm_90"): Budget(128, 7, 2, 0),
+    ("resident_backward/lstm/fp32/64/all", "sm_90"): Budget(104, 11, 2, 0),
     ("resident_forward/lstm/fp64/32/dense", "sm_90"): Budget(128, 4, 20, 4),
-    ("resident_forward/gru/bf16/64/all", "sm_90"): Budget(140, 9, 8, 24),
+    ("resident_forward/gru/bf16/64/all", "sm_90"): Budget(138, 9, 8, 24),
     ("resident_forward/lstm/bf16/128/dense", "sm_80"): Budget(191, 8, 12, 64),
     ("gates_again/lstm/bf16/512/all", "sm_90"): Budget(52, 14, 0, 0),
 }
@@ -123,7 +126,7 @@ def test_a_kernel_keeps_to_its_budget(which: tuple[str, str], reports: Mapping[t
 
 def test_a_kernel_that_spills_is_over_its_budget() -> None:
     """Four warps cannot hold what eight do."""
-    name, target = "resident_backward/lstm/bf16/128/dense", "sm_90"
+    name, target = "resident_forward/lstm/bf16/128/dense", "sm_90"
     (entry,) = (entry for entry in kernels.catalog() if entry.name == name and target in entry.targets)
     kernel, signature, constants = entry.kernel, entry.signature, entry.constants
     report = compile_kernel(kernel, signature, constants, target, num_warps=4, num_stages=entry.num_stages)
