@@ -60,7 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--seconds-per-case", type=positive_float, default=0.2, help="of timing a row (default: %(default)s)"
     )
     parser.add_argument(
-        "--minutes", type=positive_float, default=10.0, help="after which nothing is begun (default: %(default)s)"
+        "--minutes", type=positive_float, default=8.0, help="after which nothing is begun (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("out/gpu.jsonl"), help="results (default: %(default)s)")
 
