@@ -81,7 +81,7 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
     if layers:
         time = 1 if batch_first else 0
         state = None if hx is None else hx if cell == "lstm" else (hx,)
-        h, after = by_cells(cell, input.select(time, 0), state, params, layers)
+        h, after = by_cells(cell, input.squeeze(time), state, params, layers)
         return h.unsqueeze(time), after if cell == "lstm" else after[0]
     if hx is None:
         zeros = input.new_zeros(input.shape[0], params[1].shape[1])
@@ -113,4 +113,5 @@ def by_cells(
         after.append(step(x, given[k], *params[k * each : (k + 1) * each]))
         x = after[-1][0] if is_lstm else after[-1]
     states = zip(*after, strict=True) if is_lstm else (after,)
-    return x, tuple(torch.stack(s) for s in states)  # copies: the output may be changed in place
+    # copies: the output may be changed in place
+    return x, tuple(torch.stack(s) if layers > 1 else s[0].clone().unsqueeze(0) for s in states)
