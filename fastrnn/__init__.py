@@ -31,3 +31,4 @@ from fastrnn.nn import RNN as RNN
 from fastrnn.nn import GRUCell as GRUCell
 from fastrnn.nn import LSTMCell as LSTMCell
 from fastrnn.nn import RNNCell as RNNCell
+from fastrnn.tbptt import tbptt as tbptt
