@@ -25,7 +25,7 @@ help:
 	@echo 'ARGS="..." is passed on; PYTHON=... and TORCH=... say what .venv is made with ($(PYTHON), $(TORCH))'
 
 demo: .venv/built
-	@$(BIN)/python -m bench.workloads.language_model $(ARGS)
+	@$(BIN)/python -m bench workloads language_model --seconds 90 $(ARGS)
 
 # Triton either interprets kernels in a process or compiles them, hence two of them; 5 says that one had no tests to run.
 PROVE = $(1) $(ARGS); plain=$$?; TRITON_INTERPRET=1 $(1) $(ARGS); case $$plain$$? in 00|05|50) ;; *) exit 1;; esac

@@ -1,4 +1,5 @@
-"""The command line: ``python -m bench cpu`` and ``gpu`` measure, ``plot`` and ``report`` show what was measured.
+"""The command line: ``python -m bench cpu`` and ``gpu`` measure layers, ``workloads`` trains models, ``plot`` and
+``report`` show what was measured.
 
 ``python -m bench kernels`` compiles the Triton kernels and shows what they are made of. rich and matplotlib are
 imported where they are used: a GPU is measured where there may be neither.
@@ -36,6 +37,11 @@ ALSO = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 is success, 1 a mismatch of results, 2 a mistake in the arguments."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["workloads"]:
+        from bench.workloads import command as workloads
+
+        return workloads.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -75,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     tabulate = commands.add_parser("report", help="tables of results files, and which targets they reach")
     tabulate.set_defaults(run=_report)
     tabulate.add_argument("results", type=Path, nargs="+", help="files of JSON lines")
+    commands.add_parser("workloads", help="train models with torch.nn and with fastrnn side by side")
     compile_ = commands.add_parser("kernels", help="compile the Triton kernels, without a GPU, and show their costs")
     compile_.set_defaults(run=_kernels)
     compile_.add_argument("names", nargs="*", help="parts of names (default: all kernels)")

@@ -1,10 +1,13 @@
-"""Text for character-level language models: files, the split into train and held-out, symbols, contiguous streams.
+"""Texts: files, the split into train and held-out, characters or words as numbers, contiguous streams.
 
 The default text is one that every machine has: the source files of Python's own standard library.
 """
 
 import random
+import re
 import sysconfig
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,70 +17,100 @@ from torch import Tensor
 
 HELD_OUT = 0.1  # of the characters
 RARE = 1e-5  # a character that makes up less of the training text than this is the unknown symbol
+WORD = re.compile(r" ?\w+| ?[^\w\s]|\s+?(?= ?\S)|\s+")
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 # What is installed beside the library, tests (some Pythons come without), and what is generated: the tables of
 # encodings, near copies of one another that would lie on both sides of the split, and the text of the help system.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 
 
-class CorpusError(ValueError):
-    """The text that was asked for cannot be used; the message says why."""
+class DataError(ValueError):
+    """The data that were asked for cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts by name, split into those to train on and those held out."""
+
+    name: str
+    train: dict[str, str]
+    heldout: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Corpus:
     """A text split into train and held-out, as symbol numbers.
 
-    ``symbols[i]`` is the character with number ``i``; number 0 is the unknown symbol, which stands for every
-    character that the training text has too rarely or never. ``train`` and ``heldout`` are int32 ``(N,)``.
+    ``symbols[i]`` is the character (or word) with number ``i``; number 0 is the unknown symbol, which stands for every
+    one that the training text has too rarely or never. ``train`` and ``heldout`` are int32 ``(N,)``.
     """
 
     name: str
-    symbols: str
+    symbols: Sequence[str]
     train: Tensor
     heldout: Tensor
-    train_files: tuple[str, ...]
-    heldout_files: tuple[str, ...]
-
-    def encode(self, text: str) -> Tensor:
-        """Symbol numbers of a text, int32 ``(len(text),)``."""
-        return encode(text, self.symbols)
 
     def decode(self, ids: Tensor) -> str:
         """The text of symbol numbers ``(N,)``."""
         return "".join(self.symbols[i] for i in ids.tolist())
 
 
-def load(path: Path | None = None) -> Corpus:
-    """Read a text and split it.
+def read(path: Path | None = None, suffix: str = "") -> Texts:
+    """Read texts and split them.
 
-    A folder is split by file, so that no held-out file has a part or a copy in the training text; a single file is
+    A folder is split by file, so that no held-out file has a part or a copy in the training texts; a single file is
     split by position, its last tenth held out.
 
     Args:
         path: a text file or a folder of text files; None for the standard library of the running Python.
+        suffix: of the files in a folder that are read, such as ``.py``; all of them without one.
     """
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
         texts = _read([p for p in root.rglob("*.py") if LEFT_OUT.isdisjoint(p.relative_to(root).parts)], root)
         if len(texts) < 2:
-            raise CorpusError(f"no source files of the standard library in {root}: give another text with --text PATH")
-        return _split_by_file(f"the standard library of Python {sysconfig.get_python_version()}", texts)
+            raise DataError(f"no source files of the standard library in {root}: give other texts with --data PATH")
+        return _split(f"the standard library of Python {sysconfig.get_python_version()}", texts)
     if not path.exists():
-        raise CorpusError(f"{path} does not exist: --text takes a text file or a folder of text files")
+        raise DataError(f"{path} does not exist: --data takes a text file or a folder of text files")
     if path.is_dir():
-        texts = _read([p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))], path)
+        found = (p for p in path.rglob(f"*{suffix}") if p.is_file() and not _hidden(p.relative_to(path)))
+        texts = _read(list(found), path)
         if not texts:
-            raise CorpusError(f"no text files in the folder {path}")
+            raise DataError(f"no text files{suffix and f' named *{suffix}'} in the folder {path}")
         if len(texts) > 1:
-            return _split_by_file(str(path), texts)
+            return _split(str(path), texts)
     else:
         texts = _read([path], path.parent)
         if not texts:
-            raise CorpusError(f"{path} is empty, or is not text in UTF-8")
+            raise DataError(f"{path} is empty, or is not text in UTF-8")
     ((name, text),) = texts.items()
     cut = len(text) - max(1, round(HELD_OUT * len(text)))
-    return _corpus(str(path), text[:cut], text[cut:], (name,), (name,))
+    return Texts(str(path), {name: text[:cut]}, {name: text[cut:]})
+
+
+def characters(texts: Texts) -> Corpus:
+    """The texts one after the other, as characters."""
+    train, heldout = ("\n".join(part.values()) for part in (texts.train, texts.heldout))
+    points, counts = np.unique(_code_points(train), return_counts=True)
+    kept = points[counts >= RARE * len(train)]
+    symbols = UNKNOWN + "".join(c for c in map(chr, kept.tolist()) if c != UNKNOWN)
+    return Corpus(texts.name, symbols, encode(train, symbols), encode(heldout, symbols))
+
+
+def words(texts: Texts, most: int) -> Corpus:
+    """The texts one after the other, as words with the space before them, signs, and the space that is left.
+
+    Args:
+        texts: of which.
+        most: how many different ones are kept, the most frequent; the rest is the unknown symbol.
+    """
+    train, heldout = (WORD.findall("\n".join(part.values())) for part in (texts.train, texts.heldout))
+    kept = sorted(word for word, _ in Counter(train).most_common(most - 1))
+    symbols = (UNKNOWN, *(word for word in kept if word != UNKNOWN))
+    numbers = {symbol: number for number, symbol in enumerate(symbols)}
+    ids = (torch.tensor([numbers.get(word, 0) for word in part], dtype=torch.int32) for part in (train, heldout))
+    return Corpus(texts.name, symbols, *ids)
 
 
 def encode(text: str, symbols: str) -> Tensor:
@@ -88,38 +121,25 @@ def encode(text: str, symbols: str) -> Tensor:
 
 
 class Streams:
-    """A text cut into ``batch`` contiguous streams, read side by side in windows of ``steps`` characters.
+    """A text cut into ``batch`` contiguous streams, side by side: ``inputs`` and ``targets``, ``(length, B)`` each.
 
-    Window ``k + 1`` continues every stream where window ``k`` ended, so a model may carry its state from window to
-    window; after the last one the streams begin anew (see :meth:`begins`).
+    A target is the symbol that follows the input: ``targets[t]`` is ``inputs[t + 1]``.
 
     Args:
         ids: symbol numbers ``(N,)``.
         batch: number of streams, B.
-        steps: characters per window, T.
+        steps: the fewest that a stream has to have.
     """
 
     def __init__(self, ids: Tensor, batch: int, steps: int) -> None:
         length = (ids.numel() - 1) // batch  # the one: a target is the next character
-        self.windows = length // steps
-        if self.windows < 1:
-            raise CorpusError(
-                f"the text is too short: {batch} streams of {steps} steps need more than {batch * steps:,} characters "
+        if length < steps:
+            raise DataError(
+                f"the text is too short: {batch} streams of {steps} steps need more than {batch * steps:,} symbols "
                 f"in the training text and in the held-out text, and one of them has {ids.numel():,}"
             )
-        self.steps = steps
-        self._inputs = ids[: batch * length].view(batch, length).t()
-        self._targets = ids[1 : batch * length + 1].view(batch, length).t()
-
-    def window(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of window ``k``, int64 ``(T, B)`` each: ``targets[t]`` is ``inputs[t + 1]``."""
-        begin = k % self.windows * self.steps
-        part = slice(begin, begin + self.steps)
-        return self._inputs[part].long().contiguous(), self._targets[part].long().contiguous()
-
-    def begins(self, k: int) -> bool:
-        """Whether window ``k`` is at the beginning of the streams: no state reaches it."""
-        return k % self.windows == 0
+        self.inputs = ids[: batch * length].view(batch, length).t()
+        self.targets = ids[1 : batch * length + 1].view(batch, length).t()
 
 
 def _read(paths: list[Path], root: Path) -> dict[str, str]:
@@ -139,7 +159,7 @@ def _read(paths: list[Path], root: Path) -> dict[str, str]:
     return texts
 
 
-def _split_by_file(name: str, texts: dict[str, str]) -> Corpus:
+def _split(name: str, texts: dict[str, str]) -> Texts:
     """Shuffle the files (always alike) and hold out the first ones that make up a tenth of the characters."""
     names = list(texts)
     random.Random(0).shuffle(names)
@@ -149,19 +169,7 @@ def _split_by_file(name: str, texts: dict[str, str]) -> Corpus:
     while size < enough and heldout < len(names) - 1:
         size += len(texts[names[heldout]])
         heldout += 1
-    held, train = names[:heldout], names[heldout:]
-    return _corpus(
-        name, "\n".join(texts[n] for n in train), "\n".join(texts[n] for n in held), tuple(train), tuple(held)
-    )
-
-
-def _corpus(
-    name: str, train: str, heldout: str, train_files: tuple[str, ...], heldout_files: tuple[str, ...]
-) -> Corpus:
-    points, counts = np.unique(_code_points(train), return_counts=True)
-    kept = points[counts >= RARE * len(train)]
-    symbols = UNKNOWN + "".join(c for c in map(chr, kept.tolist()) if c != UNKNOWN)
-    return Corpus(name, symbols, encode(train, symbols), encode(heldout, symbols), train_files, heldout_files)
+    return Texts(name, {n: texts[n] for n in names[heldout:]}, {n: texts[n] for n in names[:heldout]})
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from bench import curves
 from bench.contestants import ONNX
 from bench.results import BASELINE, Row
-from bench.style import CELL_COLOURS, COLOURS, FAINT, INK, STYLE, plain, save, where
+from bench.style import CELL_COLOURS, FAINT, INK, STYLE, plain, save, where
+from bench.workloads import NAMES, picture
 
 SERIES: dict[str, Callable[[Sequence[Row]], Figure]] = {"scaling": curves.scaling, "tape": curves.tape}
 
@@ -24,15 +25,14 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
         own = [row for row in layers if (row.case.dtype, bool(row.detail.get("tf32"))) == (dtype, tf32)]
         suffix = f"-{dtype}{'-tf32' if tf32 else ''}" if number else ""
         pictures.append(save(_layers(own), folder / f"{stem}{suffix}.png"))
-    for benchmark, picture in SERIES.items():
+    for benchmark, series in SERIES.items():
         own = [row for row in rows if row.benchmark == benchmark]
         if own:
-            pictures.append(save(picture(own), folder / f"{stem}-{benchmark}.png"))
-    models = [row for row in rows if row.benchmark == "language_model"]
-    for number, row in enumerate(models):
-        suffix = f"-{number}" if number else ""
-        name = f"{stem}-language_model" if layers else stem
-        pictures.append(save(_language_model(row), folder / f"{name}{suffix}.png"))
+            pictures.append(save(series(own), folder / f"{stem}-{benchmark}.png"))
+    for row in rows:
+        if row.benchmark in NAMES:
+            name = stem if stem == row.benchmark else f"{stem}-{row.benchmark}"
+            pictures.append(save(picture.draw(row), folder / f"{name}.png"))
     return pictures
 
 
@@ -78,27 +78,3 @@ def _speedups(axes: Axes, rows: Sequence[Row], ours: str, other: str, shapes: Se
         axes.scatter([row.ratio(ours, other) for row in own], height, s=22, color=colour, label=cell, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yticks(range(len(shapes)), shapes, fontsize=8)
-
-
-def _language_model(row: Row) -> Figure:
-    """Training loss against the time that each contestant's own updates took."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, curve in row.detail["curves"].items():
-        colour = COLOURS.get(name, FAINT)
-        speed, perplexity = row.detail["tokens_per_second"][name], row.detail["heldout_perplexity"][name]
-        label = f"{name}: {speed:,.0f} tokens/s, held-out perplexity {perplexity:.4f}"
-        axes.plot(curve["seconds"], curve["loss"], color=colour, linewidth=1.8, label=label)
-        axes.plot(curve["seconds"][-1], curve["loss"][-1], "o", color=colour, markersize=5)
-    axes.set_xlim(left=0)
-    axes.legend(loc="upper right", frameon=False, labelcolor="linecolor", fontsize=9)  # a loss falls: it is empty there
-    axes.set_xlabel("seconds spent in its own updates", **STYLE)
-    axes.set_ylabel("training loss (nats per character)", **STYLE)
-    case = row.case
-    title = (
-        f"{case.cell} language model on {row.detail['text']}: the same updates, "
-        f"{row.speedup['fastrnn']:.2f} times as fast\n{case.shape}, {where(row)}"
-    )
-    axes.set_title(title, fontsize=9, color=INK, loc="left")
-    plain(axes, grid="y")
-    return figure

@@ -11,6 +11,8 @@ from bench.contestants import ONNX
 from bench.plan import MODES
 from bench.results import BASELINE, Row
 from bench.targets import Reached, reached
+from bench.workloads import NAMES
+from bench.workloads.tables import summary
 
 SHORT = {
     "torch.nn cell loop": "cell loop",
@@ -30,13 +32,15 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for kind in sorted(kinds, key=lambda kind: (kind[:3], MODES.index(kind[3]))):
         own = [row for row in layers if (row.case.dtype, row.threads, row.place, row.case.mode) == kind]
         made.append(layers_table(own, f"{kind[3]} ({kind[0]}, {kind[2]})"))
-    others = [row for row in measured if "fastrnn" in row.times and row.benchmark not in ("layer", "language_model")]
+    others = [row for row in measured if "fastrnn" in row.times and row.benchmark not in ("layer", *NAMES)]
+    models = [row for row in measured if row.benchmark in NAMES]
     latencies = [row for row in measured if row.benchmark == "latency"]
     missing = Counter(row.detail["not_measured"] for row in rows if "not_measured" in row.detail)
     return [
         *([latency_table(latencies)] if latencies else []),
         *made,
         *([others_table(others)] if others else []),
+        *([summary(models)] if models else []),
         *([missing_table(missing)] if missing else []),
     ]
 

@@ -5,10 +5,11 @@ data and the number of updates. It is therefore measured: other torch.nn models 
 first and are trained alike. What lies between them and the first is the work of rounding, and another engine may be as
 far away, within a factor.
 
-A distance is the root mean square of the differences in loss over the pages of a held-out text. The mean over all pages
-is never above it, so it bounds how far apart the logarithms of two perplexities are, and it depends less on chance than
-their difference, which may vanish by accident. It does depend on chance: while differences grow they lie in the few
-directions that grow the fastest, and the distances of equal runs then spread like the sizes of a few normal variables.
+A distance is the root mean square of the differences in loss over the pages of a held-out text, or any other held-out
+items in a row. The mean over all pages is never above it, so it bounds how far apart the logarithms of two perplexities
+are, and it depends less on chance than their difference, which may vanish by accident. It does depend on chance:
+while differences grow they lie in the few directions that grow the fastest, and the distances of equal runs then spread
+like the sizes of a few normal variables.
 """
 
 import copy
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 # three, one run in 500 that computes the same is beyond 10 times. With one, every fifth would be beyond 3 times (every
 # tenth was, of small LSTMs of torch.nn), so that beyond it the question is open and more are trained.
 FACTORS = {1: 3.0, 3: 10.0}
+PAGES = 100  # of equally many held-out items, about
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a trained model is from torch.nn's, in nats per token, and how far rounding takes torch.nn."""
+    """How far a trained model is from torch.nn's, in nats of the loss, and how far rounding takes torch.nn."""
 
     measured: float
     rounding: float
@@ -55,7 +57,7 @@ def moved_by_rounding(model: M, seed: int) -> M:
 
 
 def deviation(losses: Tensor, torch_losses: Tensor, moved_losses: Sequence[Tensor]) -> Deviation:
-    """Compare trained models by their losses on the same held-out text, ``(pages, tokens of a page)`` each.
+    """Compare trained models by their losses of the same held-out items, ``(N,)`` each, in the same order.
 
     Args:
         losses: of the model in question.
@@ -68,4 +70,8 @@ def deviation(losses: Tensor, torch_losses: Tensor, moved_losses: Sequence[Tenso
 
 
 def _distance(losses: Tensor, others: Tensor) -> float:
-    return float((losses.double() - others.double()).mean(1).square().mean().sqrt())
+    """Between items alone where there are too few to make pages of."""
+    differences = losses.double() - others.double()
+    length = max(1, differences.numel() // PAGES)
+    pages = differences[: differences.numel() // length * length].view(-1, length)
+    return float(pages.mean(1).square().mean().sqrt())

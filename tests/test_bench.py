@@ -402,9 +402,10 @@ def test_provenance_is_of_this_process() -> None:
 def test_pictures_are_made_from_results_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curve = {"seconds": [1.0, 2.0], "loss": [3.0, 2.0]}
     detail = {
-        "text": "a text",
-        "tokens_per_second": {"torch.nn": 1.0, "fastrnn": 2.0},
-        "heldout_perplexity": {"torch.nn": 5.0, "fastrnn": 5.0},
+        "data": {"text": "a text"},
+        "items": "tokens",
+        "items_per_second": {"torch.nn": 1.0, "fastrnn": 2.0},
+        "quality": {"torch.nn": {"perplexity": 5.0}, "fastrnn": {"perplexity": 5.0}},
         "curves": {"torch.nn": curve, "fastrnn": curve},
     }
     kept = {"kept_bytes": {"torch.nn": 9, "fastrnn": 5, "fastrnn lean": 1}, "y_bytes": 1}

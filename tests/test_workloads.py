@@ -1,4 +1,4 @@
-"""The demo: texts and batches, models that are trained side by side, and how far rounding may take them apart."""
+"""The runner of workloads, by the language model: texts, models trained side by side, how far rounding takes them."""
 
 import copy
 import itertools
@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastrnn
-from bench import (
-    corpus,
-    results,
-    rounding,
-)
+from bench import __main__, corpus, results, rounding
 from bench.check import MismatchError
-from bench.workloads import equality, language_model, training
-from bench.workloads.character_model import CharacterModel
+from bench.workloads import equality, learner, memory, runner
+from bench.workloads.language_model import Model
 
 WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
 
@@ -46,7 +43,8 @@ def demo(text: Path, tmp_path: Path) -> Callable[..., int]:
     sizes = ["--hidden=12", "--batch=3", "--steps=8", "--heldout=200", "--threads=1", "--learning-rate=0.02"]
 
     def run(*arguments: str, length: str = "--updates=6") -> int:
-        return language_model.main([*sizes, length, f"--text={text}", f"--out={tmp_path / 'out'}", *arguments])
+        own = [length, f"--data={text}", f"--out={tmp_path / 'out'}", *arguments]
+        return __main__.main(["workloads", "language_model", *sizes, *own])
 
     return run
 
@@ -57,48 +55,56 @@ def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
     (tmp_path / "copy.txt").write_text((tmp_path / "3.txt").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "picture.bin").write_bytes(b"\x00\xff" * 50)
     (tmp_path / "empty.txt").touch()
-    loaded = corpus.load(tmp_path)
-    assert len(loaded.train_files) + len(loaded.heldout_files) == 30  # neither the copy nor what is not text
-    assert set(loaded.train_files).isdisjoint(loaded.heldout_files)
+    texts = corpus.read(tmp_path)
+    assert len(texts.train) + len(texts.heldout) == 30  # neither the copy nor what is not text
+    loaded = corpus.characters(texts)
     train, heldout = loaded.decode(loaded.train), loaded.decode(loaded.heldout)
     for k in range(30):
         assert (f"<{k:02d}>" in train) != (f"<{k:02d}>" in heldout)
     assert 0.08 < len(heldout) / (len(train) + len(heldout)) < 0.15
-    assert torch.equal(corpus.load(tmp_path).train, loaded.train)
+    assert corpus.read(tmp_path) == texts
+    assert list(corpus.read(tmp_path, "7.txt").heldout) == ["17.txt"]
 
 
 def test_a_file_is_split_by_position(text: Path) -> None:
-    loaded = corpus.load(text)
+    loaded = corpus.characters(corpus.read(text))
     whole = text.read_text(encoding="utf-8")
     assert loaded.decode(loaded.train) + loaded.decode(loaded.heldout) == whole
     assert loaded.heldout.numel() == round(0.1 * len(whole))
 
 
 def test_the_default_text_is_the_standard_library() -> None:
-    loaded = corpus.load()
+    texts = corpus.read()
+    loaded = corpus.characters(texts)
     assert loaded.train.numel() > 10 * len(loaded.symbols) ** 2
     assert "def " in loaded.decode(loaded.heldout[:100_000])
-    assert not any("site-packages" in name for name in loaded.train_files)
+    assert not any("site-packages" in name for name in texts.train)
 
 
 def test_symbols_that_training_does_not_have_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("ab\n" * 90 + "ab\N{GREEK SMALL LETTER PI}" * 10, encoding="utf-8")
-    loaded = corpus.load(tmp_path / "text")
+    loaded = corpus.characters(corpus.read(tmp_path / "text"))
     assert loaded.symbols == corpus.UNKNOWN + "\nab"
-    assert loaded.encode("a\N{GREEK SMALL LETTER PI}").tolist() == [2, 0]
+    assert corpus.encode("a\N{GREEK SMALL LETTER PI}", loaded.symbols).tolist() == [2, 0]
     assert loaded.decode(torch.tensor([3, 0])) == "b" + corpus.UNKNOWN
+
+
+def test_words_are_kept_by_frequency_and_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("  a be, a see\n\n  a be.\n" * 20, encoding="utf-8")
+    texts = corpus.read(tmp_path / "text")
+    every, some = corpus.words(texts, 100), corpus.words(texts, 4)
+    (train,) = texts.train.values()
+    assert every.decode(every.train) == train
+    assert {" a", " be", ",", " see"} < set(every.symbols)
+    assert some.symbols == (corpus.UNKNOWN, " a", " be", ",")
 
 
 def test_streams_are_contiguous() -> None:
     ids = torch.arange(3 * 41 + 1, dtype=torch.int32)
     streams = corpus.Streams(ids, batch=3, steps=10)
-    assert streams.windows == 4
-    inputs, targets = zip(*(streams.window(k) for k in range(4)), strict=True)
     for b in range(3):
-        assert torch.cat(inputs)[:, b].tolist() == list(range(41 * b, 41 * b + 40))
-    assert torch.equal(torch.cat(targets), torch.cat(inputs) + 1)
-    assert [k for k in range(9) if streams.begins(k)] == [0, 4, 8]
-    assert torch.equal(streams.window(5)[0], inputs[1])
+        assert streams.inputs[:, b].tolist() == list(range(41 * b, 41 * b + 41))
+    assert torch.equal(streams.targets, streams.inputs + 1)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +117,13 @@ def test_texts_that_cannot_be_used(
     path = tmp_path / "text"
     if content is not None:
         path.write_bytes(content)
-    assert language_model.main(["--text", str(path), "--updates", "1"]) == 2
+    assert __main__.main(["workloads", "language_model", "--data", str(path), "--updates", "1"]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_a_folder_without_text(tmp_path: Path) -> None:
-    with pytest.raises(corpus.CorpusError, match="no text files"):
-        corpus.load(tmp_path)
+    with pytest.raises(corpus.DataError, match="no text files"):
+        corpus.read(tmp_path)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -131,9 +137,9 @@ def test_the_demo_ends_with_table_picture_and_results(
     assert (tmp_path / "out/language_model.png").read_bytes().startswith(b"\x89PNG")
     (row,) = results.read(tmp_path / "out/language_model.jsonl")
     assert (row.benchmark, row.case.cell, row.case.layers, row.times["fastrnn"].turns) == ("language_model", cell, 2, 6)
-    perplexities = row.detail["heldout_perplexity"]
+    perplexities = {name: quality["perplexity"] for name, quality in row.detail["quality"].items()}
     assert abs(perplexities["fastrnn"] - perplexities["torch.nn"]) < 1e-4 * perplexities["torch.nn"]
-    assert perplexities["torch.nn"] < row.detail["symbols"]  # it has learned something
+    assert perplexities["torch.nn"] < row.detail["data"]["symbols"]  # it has learned something
 
 
 def test_the_demo_stops_at_its_seconds(demo: Callable[..., int], tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_the_demo_refuses_a_first_update_that_differs(
 ) -> None:
     convert = fastrnn.convert
 
-    def broken(model: CharacterModel) -> CharacterModel:
+    def broken(model: Model) -> Model:
         weight = convert(model).recurrent.weight_hh_l0
         if part == "outputs":
             weight.data.mul_(1 + 1e-4)
@@ -163,18 +169,20 @@ def test_the_demo_refuses_a_first_update_that_differs(
 
     monkeypatch.setattr(fastrnn, "convert", broken)
     assert demo() == 1
-    assert "Not the same, stopped" in capsys.readouterr().out
+    assert "Not the same, stopped" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_fails_if_training_differs_by_more_than_rounding(
     demo: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Sluggish(training.Trainer):
-        def __init__(self, name: str, model: CharacterModel, rates: training.Rates) -> None:
-            super().__init__(name, model, replace(rates, learning=rates.learning * (0.99 if name == "fastrnn" else 1)))
+    class Sluggish(learner.Learner):
+        def __init__(self, name: str, *others: Any) -> None:
+            super().__init__(name, *others)
+            if name == "fastrnn":
+                self.rates = replace(self.rates, learning=0.99 * self.rates.learning)
 
-    monkeypatch.setattr(training, "Trainer", Sluggish)
+    monkeypatch.setattr(runner, "Learner", Sluggish)
     assert demo() == 1
     assert "is allowed" in capsys.readouterr().out
     (row,) = results.read(tmp_path / "out/language_model.jsonl")
@@ -189,35 +197,53 @@ def test_the_demo_stops_where_a_loss_is_no_number(
     whose: str,
     words: str,
 ) -> None:
-    update = training.Trainer.update
+    update = learner.Learner.update
 
-    def broken(trainer: training.Trainer, streams: corpus.Streams, learning: float) -> None:
-        update(trainer, streams, learning)
-        if trainer.name == whose and len(trainer.losses) == 3:
-            trainer.losses[-1] = torch.nan
+    def broken(of: learner.Learner, learning: float) -> None:
+        update(of, learning)
+        if of.name == whose and len(of.losses) == 3:
+            of.losses[-1] = torch.nan
 
-    monkeypatch.setattr(training.Trainer, "update", broken)
+    monkeypatch.setattr(learner.Learner, "update", broken)
     assert demo() == 1
-    assert words in capsys.readouterr().out
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("windows", "by", "words"),
+    ("batches", "by", "words"),
     [
         ({}, 1.001, None),
         ({1, 3}, 1.001, None),
-        ({0, 1, 4}, 1.001, "logits is off"),
+        ({0, 1, 4}, 1.001, "losses is off"),
         ({2}, torch.nan, "no numbers"),
     ],
 )
-def test_updates_of_the_same_weights_agree_in_most_windows(windows: set[int], by: float, words: str | None) -> None:
-    model = CharacterModel("gru", symbols=9, embedding=4, hidden=5, layers=1)
-    streams = corpus.Streams(torch.randint(9, (200,), dtype=torch.int32), batch=2, steps=6)
+def test_updates_of_the_same_weights_agree_in_most_batches(batches: set[int], by: float, words: str | None) -> None:
+    class Text:
+        def learn(self, model: nn.Module) -> Iterator[Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            while True:
+                logits, _ = model(torch.randint(9, (6, 2), generator=generator))
+                yield -logits.log_softmax(-1)[..., 0].flatten()
+
+    model = Model("gru", symbols=9, embedding=4, hidden=5, layers=1)
     ours = fastrnn.convert(copy.deepcopy(model))
     calls = itertools.count()
-    ours.register_forward_hook(lambda _, __, out: (out[0] * (by if next(calls) in windows else 1), out[1]))
+    ours.register_forward_hook(lambda _, __, out: (out[0] * (by if next(calls) in batches else 1), out[1]))
     with pytest.raises(MismatchError, match=words) if words else nullcontext():
-        assert 0 <= equality.check_updates(model, ours, streams, 3, torch.rand(1, 2, 5)) < 10
+        assert 0 <= equality.check_updates(Text(), model, ours) < 10
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="Linux tells how much memory there was, others do not")
+def test_memory_of_a_call_is_counted_whoever_allocates_it() -> None:
+    def call() -> None:
+        torch.ones(30 << 20, dtype=torch.uint8)
+        bytearray(20 << 20)
+
+    found = memory.peak(call)
+    assert 28 << 20 < found < 60 << 20
+    with pytest.raises(ZeroDivisionError):
+        memory.peak(lambda: 1 / 0)
 
 
 def test_losses_of_the_same_weights_agree() -> None:
@@ -238,13 +264,13 @@ def test_moving_by_rounding_moves_every_weight_by_one_unit() -> None:
 
 
 def test_deviation_is_measured_against_rounding() -> None:
-    losses = torch.rand(100, 50) + 1
+    losses = torch.rand(5000) + 1
     moved = losses + 1e-4
     for others, factor in (([moved], 3), ([moved, losses + 3e-4, losses - 2e-4], 10 * (14 / 3) ** 0.5)):
         at_most = factor * 1e-4
         assert rounding.deviation(losses - 0.99 * at_most, losses, others).is_rounding
         assert not rounding.deviation(losses + 1.01 * at_most, losses, others).is_rounding
         assert not rounding.deviation(losses * torch.nan, losses, others).is_rounding
-    noise = torch.randn(100, 50)
-    within_pages = losses + 1e-2 * (noise - noise.mean(1, keepdim=True))
+    noise = torch.randn(rounding.PAGES, 50)
+    within_pages = losses + 1e-2 * (noise - noise.mean(1, keepdim=True)).flatten()
     assert rounding.deviation(within_pages, losses, [moved]).is_rounding  # no difference between perplexities of pages

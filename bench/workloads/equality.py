@@ -1,49 +1,43 @@
-"""That two models with the same weights compute the same, judged by float64: updates, and losses of a held-out text.
+"""That two models with the same weights compute the same, judged by float64: updates, and losses of held-out items.
 
-On a trained model the largest error of a single window says little: where the recurrence amplifies rounding, in a row
-or two of some windows, two correct engines end up many times as far from float64 as each other. (On one window a loop
-over torch.nn's own cells was six times as far off as torch.nn, on 40 others at most 1.2 times.) So most windows have
-to agree, and losses are compared by their root mean square.
+On a trained model the largest error of a single batch says little: where the recurrence amplifies rounding, in a row
+or two of some batches, two correct engines end up many times as far from float64 as each other. (On one window of text
+a loop over torch.nn's own cells was six times as far off as torch.nn, on 40 others at most 1.2 times.) So most batches
+have to agree, and held-out losses are compared by their root mean square.
 """
 
 import copy
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.check import Computed, MismatchError, compare
-from bench.corpus import Streams
-from bench.workloads.character_model import CharacterModel, State, like, losses
+from bench.workloads.workload import Workload
 from fastrnn._accuracy import FORWARD, ROUNDINGS
 
-WINDOWS = 5  # that are compared, of which three have to agree
+BATCHES = 5  # that are compared, of which three have to agree
 
 
-def check_updates(
-    baseline: CharacterModel, ours: CharacterModel, streams: Streams, first: int, state: State | None
-) -> float:
-    """Check logits and gradients on some windows; both models have the same weights, and keep them.
+def check_updates(workload: Workload, baseline: nn.Module, ours: nn.Module) -> float:
+    """Check losses and gradients of the first batches; both models have the same weights, and keep them.
 
     Args:
+        workload: the batches.
         baseline: torch.nn's.
         ours: fastrnn's.
-        streams: the batches.
-        first: number of the first window.
-        state: what the baseline carries into it.
 
     Returns:
-        The largest error in windows that agree, as a multiple of torch.nn's own and a rounding unit.
+        The largest error in batches that agree, as a multiple of torch.nn's own and a rounding unit.
 
     Raises:
         MismatchError: fastrnn computes something else than torch.nn.
     """
     exact = copy.deepcopy(baseline).double()
     ratios, mismatches = [], []
-    for k in range(first, first + WINDOWS):
-        inputs, targets = streams.window(k)
-        if streams.begins(k):
-            state = None
-        reference, theirs, mine = (_computed(model, inputs, targets, state) for model in (exact, baseline, ours))
+    each = (_updates(workload, model) for model in (exact, baseline, ours))
+    for reference, theirs, mine in islice(zip(*each, strict=True), BATCHES):
         for name, value in (mine.outputs | mine.gradients).items():
             if not value.isfinite().all():
                 raise MismatchError(f"fastrnn: {name} has values that are no numbers")
@@ -51,15 +45,13 @@ def check_updates(
             ratios.append(compare("fastrnn", mine, theirs, reference))
         except MismatchError as error:
             mismatches.append(error)
-        with torch.no_grad():
-            _, state = baseline(inputs, state)
-    if len(mismatches) > WINDOWS // 2:
+    if len(mismatches) > BATCHES // 2:
         raise mismatches[0]
     return max(ratios)
 
 
 def check_losses(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """Check a held-out text's losses under the same weights: fastrnn's, torch.nn's, and in float64.
+    """Check the losses of held-out items under the same weights: fastrnn's, torch.nn's, and in float64.
 
     Raises:
         MismatchError: fastrnn computes something else than torch.nn.
@@ -73,10 +65,15 @@ def check_losses(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
         )
 
 
-def _computed(model: CharacterModel, inputs: Tensor, targets: Tensor, state: State | None) -> Computed:
-    """Logits and gradients of one update, in the model's dtype."""
+def _updates(workload: Workload, model: nn.Module) -> Iterator[Computed]:
+    """Losses and gradients of update after update, without any change of weights."""
     model.train()
-    names, weights = zip(*model.named_parameters(), strict=True)
-    logits, _ = model(inputs, like(weights[0], state))
-    gradients = torch.autograd.grad(losses(logits, targets).mean(), weights)
-    return Computed({"logits": logits.detach()}, dict(zip(names, gradients, strict=True)))
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    updates = workload.learn(model)
+    k = 0
+    while True:
+        torch.manual_seed(k)
+        losses = next(updates)
+        gradients = torch.autograd.grad(losses.mean(), list(weights.values())) if losses.requires_grad else ()
+        yield Computed({"losses": losses.detach()}, dict(zip(weights, gradients, strict=losses.requires_grad)))
+        k += 1
