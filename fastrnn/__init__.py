@@ -18,6 +18,7 @@ except ImportError as error:
     ) from error
 
 from fastrnn import functional as functional
+from fastrnn import init as init
 from fastrnn import reference as reference
 from fastrnn.convert import convert as convert
 from fastrnn.convert import patch as patch
@@ -31,4 +32,5 @@ from fastrnn.nn import RNN as RNN
 from fastrnn.nn import GRUCell as GRUCell
 from fastrnn.nn import LSTMCell as LSTMCell
 from fastrnn.nn import RNNCell as RNNCell
+from fastrnn.stream import stream as stream
 from fastrnn.tbptt import tbptt as tbptt

@@ -1,19 +1,14 @@
 """Truncated backpropagation through time: a long sequence in windows, the state carried from one to the next."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastrnn._states import Recurrent, each, pair
+
 __all__ = ["tbptt"]
-
-
-class Recurrent(Protocol):
-    """What can be cut: a recurrent layer, or a model that takes and returns a state as a layer does."""
-
-    def __call__(self, input: Tensor, hx: Any = None, /, **others: Any) -> tuple[Tensor, Any]:
-        """Steps ``input`` from state ``hx`` to the output and the state after them."""
 
 
 class tbptt:
@@ -118,18 +113,15 @@ class tbptt:
                 if last > new:
                     outputs.append(output.narrow(self._time, max(0, new - first), last - max(new, first)))
             if last == following > 0:
-                self._before = _detached(state)
-        self.state = self._before if following == end else _detached(state)
+                self._before = each(Tensor.detach, state)
+        self.state = self._before if following == end else each(Tensor.detach, state)
         self._begin, self._end = following, end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, self._time), slice(new, end)
 
     def _run(self, first: int, last: int, state: Any) -> tuple[Tensor, Any]:
         steps = last - first
         others = {} if self._reset is None else {"reset": self._reset.narrow(self._time, first, steps)}
-        returned = self._module(self._input.narrow(self._time, first, steps), state, **others)
-        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Tensor)):
-            raise TypeError(f"module: expected it to return an output and a state, got {type(returned).__name__}")
-        output, state = returned
+        output, state = pair(self._module(self._input.narrow(self._time, first, steps), state, **others))
         if output.dim() <= self._time or output.shape[self._time] != steps:
             raise RuntimeError(
                 f"module: expected an output with {steps} steps in dimension {self._time}, "
@@ -142,14 +134,3 @@ def _steps(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a number of steps, at least 1, got {value!r}")
     return value
-
-
-def _detached(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {key: _detached(part) for key, part in state.items()}
-    if isinstance(state, list | tuple):
-        parts = [_detached(part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-    return state
