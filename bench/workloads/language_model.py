@@ -1,7 +1,10 @@
 """A language model: characters or words of a text, each guessed from those before it (``make demo``).
 
 Many to many, synchronous: teacher forcing, truncated backpropagation through time with the state carried from window
-to window, and text drawn from the trained model, a symbol at a time.
+to window, and text drawn from the trained model, a symbol at a time. Two processes started by torchrun, of half the
+``--batch`` each, learn what one does:
+
+    torchrun --nproc-per-node 2 -m bench workloads language_model --batch 16
 """
 
 import argparse
@@ -21,7 +24,7 @@ from bench import corpus
 from bench.arguments import positive_float, positive_int
 from bench.results import Case, Row
 from bench.workloads import processes
-from bench.workloads.workload import Evaluation, Workload
+from bench.workloads.workload import DataError, Evaluation, Workload
 
 State = Tensor | tuple[Tensor, ...]
 LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -37,13 +40,17 @@ class Model(nn.Module):
         embedding: features of a symbol, the input I of the stack.
         hidden: hidden units H of each layer.
         layers: of the stack.
+        tied: whether the embedding of a symbol is also what its logit is computed with (Press & Wolf 2017); ``hidden``
+            is then ``embedding``.
     """
 
-    def __init__(self, cell: str, symbols: int, embedding: int, hidden: int, layers: int) -> None:
+    def __init__(self, cell: str, symbols: int, embedding: int, hidden: int, layers: int, tied: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(symbols, embedding)
         self.recurrent = LAYERS[cell](embedding, hidden, layers)
         self.output = nn.Linear(hidden, symbols)
+        if tied:
+            self.embedding.weight = self.output.weight
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Symbol numbers ``(T, B)`` and a state to the next symbols' logits ``(T, B, V)`` and the state after them."""
@@ -61,25 +68,36 @@ class LanguageModel(Workload):
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
+        if options.tied and options.embedding != options.hidden:
+            raise DataError(f"--tied needs as many features as units: --embedding {options.hidden}")
+        if options.back is not None and options.back < options.steps:
+            raise DataError(f"--back needs to be at least --steps, which is {options.steps}")
         texts = corpus.read(options.data)
         self.files = len(texts.train), len(texts.heldout)
-        self.text = corpus.characters(texts)
-        batch, steps = options.batch, options.steps
-        streams = corpus.Streams(self.text.train, batch * processes.count(), steps)
-        own = slice(processes.number() * batch, (processes.number() + 1) * batch)
-        self.inputs, self.targets = streams.inputs[:, own], streams.targets[:, own]
-        heldout = corpus.Streams(self.text.heldout, batch, steps)
-        length = min(len(heldout.inputs), -(-options.heldout // batch))
+        self.text = corpus.characters(texts) if options.level == "character" else corpus.words(texts, options.words)
+        own, every = options.batch, options.batch * processes.count()
+        streams = corpus.Streams(self.text.train, every, options.steps)
+        columns = slice(processes.number() * own, (processes.number() + 1) * own)
+        self.inputs, self.targets = streams.inputs[:, columns], streams.targets[:, columns]
+        heldout = corpus.Streams(self.text.heldout, every, options.steps)
+        length = min(len(heldout.inputs), -(-options.heldout // every))
         self.heldout = heldout.inputs[:length], heldout.targets[:length]
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--level", choices=["character", "word"], default="character", help="what a symbol is")
+        parser.add_argument("--words", type=positive_int, default=5000, help="that are kept, the most frequent")
         parser.add_argument("--cell", choices=list(LAYERS), default="lstm", help="recurrent layers")
         parser.add_argument("--layers", type=positive_int, default=1, help="on top of each other")
         parser.add_argument("--embedding", type=positive_int, default=64, help="features of a symbol")
         parser.add_argument("--hidden", type=positive_int, default=256, help="units of each layer")
         parser.add_argument("--batch", type=positive_int, default=32, help="streams of text side by side")
         parser.add_argument("--steps", type=positive_int, default=64, help="symbols between two updates (k1)")
+        parser.add_argument("--back", type=positive_int, help="symbols that the gradient goes back (k2); else k1")
+        parser.add_argument("--tied", action="store_true", help="one matrix for embedding and output")
+        parser.add_argument(
+            "--orthogonal", action="store_true", help="orthogonal recurrent weights and, of LSTMs, a forget bias of 1"
+        )
         parser.add_argument("--heldout", type=positive_int, default=200_000, help="symbols to evaluate on")
         parser.add_argument("--temperature", type=positive_float, default=0.7, help="of sampling: lower is safer")
 
@@ -89,22 +107,30 @@ class LanguageModel(Workload):
         return Case(o.cell, o.batch, o.steps, o.embedding, o.hidden, o.layers, 1, "float32", "training")
 
     def describe(self) -> dict[str, Any]:
+        unknown = float((self.heldout[1] == 0).float().mean())
         return {
             "text": self.text.name,
+            "level": self.options.level,
             "files": self.files[0],
             "held-out files": self.files[1],
             "tokens": self.text.train.numel(),
             "held-out tokens": self.heldout[0].numel(),
             "symbols": len(self.text.symbols),
+            "unknown": f"{unknown:.2%} of the held-out ones",
         }
 
     def model(self) -> Model:
         o = self.options
-        return Model(o.cell, len(self.text.symbols), o.embedding, o.hidden, o.layers)
+        model = Model(o.cell, len(self.text.symbols), o.embedding, o.hidden, o.layers, o.tied)
+        if o.orthogonal:
+            fastrnn.init.orthogonal_(model)
+            if o.cell == "lstm":
+                fastrnn.init.forget_bias_(model)
+        return model
 
     def learn(self, model: nn.Module) -> Iterator[Tensor]:
-        while True:
-            for logits, steps in fastrnn.tbptt(model, self.inputs, k1=self.options.steps):
+        while True:  # at the end of the text its streams begin anew, from a state of zeros
+            for logits, steps in fastrnn.tbptt(model, self.inputs, k1=self.options.steps, k2=self.options.back):
                 yield losses(logits, self.targets[steps])
 
     def evaluate(self, model: nn.Module) -> Evaluation:
@@ -124,12 +150,12 @@ class LanguageModel(Workload):
     def sample(self, model: nn.Module, length: int) -> str:
         """Text drawn from the model a symbol at a time, the state carried."""
         generator = torch.Generator().manual_seed(self.options.seed)
-        symbol = torch.full((1, 1), list(self.text.symbols).index("\n"))  # a text begins after a line's end
-        state = None
+        symbols = self.text.symbols
+        symbol = torch.full((1, 1), symbols.index("\n") if "\n" in symbols else 0)  # a text begins after a line's end
+        step = fastrnn.stream(model)
         drawn = []
         for _ in range(length):
-            logits, state = model(symbol, state)
-            logits = logits.flatten() / self.options.temperature
+            logits = step(symbol).flatten() / self.options.temperature
             logits[0] = -torch.inf  # the unknown symbol cannot be written
             symbol = torch.multinomial(logits.softmax(0), 1, generator=generator)[None]
             drawn.append(symbol)

@@ -37,7 +37,8 @@ def number() -> int:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The model, with gradients that are averaged over the processes."""
-    return DistributedDataParallel(model) if count() > 1 else model
+    learns = any(weight.requires_grad for weight in model.parameters())
+    return DistributedDataParallel(model) if learns and count() > 1 else model
 
 
 def mean(value: float) -> float:
