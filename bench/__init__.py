@@ -2,7 +2,7 @@
 
 ``python -m bench cpu`` measures layers, ``python -m bench gpu`` those on a GPU, ``python -m bench plot RESULTS`` draws
 what was measured, ``python -m bench report RESULTS`` tabulates it and says which targets it reaches, and ``python -m
-bench.workloads.language_model`` trains a language model with torch.nn and with fastrnn side by side.
+bench workloads`` trains whole models with torch.nn and with fastrnn side by side.
 
 * :mod:`bench.plan`: what a run is made of
 * :mod:`bench.grid`, :mod:`bench.cpu`: which cells and shapes, and the benchmark that goes through them
@@ -19,6 +19,6 @@ bench.workloads.language_model`` trains a language model with torch.nn and with 
 * :mod:`bench.report`, :mod:`bench.plot`, :mod:`bench.curves`: tables and pictures of results, in one :mod:`bench.style`
 * :mod:`bench.kernels`: what the Triton kernels are made of, by :mod:`bench.aot`, which compiles without a GPU, and
   :mod:`bench.assembly`, which finds the loops in machine code
-* :mod:`bench.workloads`: end-to-end programs, on texts from :mod:`bench.corpus`, with :mod:`bench.rounding` to say how
-  far apart two trainings that compute the same may end
+* :mod:`bench.workloads`: end-to-end programs, on texts from :mod:`bench.corpus` mostly, with :mod:`bench.rounding` to say
+  how far apart two trainings that compute the same may end
 """

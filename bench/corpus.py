@@ -7,7 +7,7 @@ import random
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +106,22 @@ def words(texts: Texts, most: int) -> Corpus:
         most: how many different ones are kept, the most frequent; the rest is the unknown symbol.
     """
     train, heldout = (WORD.findall("\n".join(part.values())) for part in (texts.train, texts.heldout))
-    kept = sorted(word for word, _ in Counter(train).most_common(most - 1))
-    symbols = (UNKNOWN, *(word for word in kept if word != UNKNOWN))
-    numbers = {symbol: number for number, symbol in enumerate(symbols)}
+    numbers = vocabulary(train, most)
     ids = (torch.tensor([numbers.get(word, 0) for word in part], dtype=torch.int32) for part in (train, heldout))
-    return Corpus(texts.name, symbols, *ids)
+    return Corpus(texts.name, tuple(numbers), *ids)
+
+
+def vocabulary(symbols: Iterable[str], most: int) -> dict[str, int]:
+    """Numbers from 0 for the most frequent of some symbols; 0 is the unknown one's, which stands for all others.
+
+    Args:
+        symbols: those of the training text.
+        most: how many numbers there are.
+    """
+    counts = Counter(symbols)
+    del counts[UNKNOWN]
+    kept = sorted(symbol for symbol, _ in counts.most_common(most - 1))
+    return {symbol: number for number, symbol in enumerate((UNKNOWN, *kept))}
 
 
 def encode(text: str, symbols: str) -> Tensor:

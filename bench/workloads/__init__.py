@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # needed.
 NAMES = {
     "language_model": "LanguageModel",
+    "tagging": "Tagging",
+    "classification": "Classification",
 }
 
 

@@ -40,7 +40,7 @@ class Learner:
         losses: the mean loss of each update's items, before the update.
         seconds: what each update took.
         learning: the learning rate of each update.
-        items: how many items there were, on average.
+        items: how many items an update had, on average, in all processes.
     """
 
     def __init__(self, name: str, model: nn.Module, workload: Workload, rates: Rates) -> None:
@@ -76,7 +76,7 @@ class Learner:
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(processes.mean(value))
         self.learning.append(learning)
-        self._items += losses.numel()
+        self._items += losses.numel() * processes.count()
 
     @property
     def items(self) -> float:
