@@ -19,6 +19,6 @@ bench workloads`` trains whole models with torch.nn and with fastrnn side by sid
 * :mod:`bench.report`, :mod:`bench.plot`, :mod:`bench.curves`: tables and pictures of results, in one :mod:`bench.style`
 * :mod:`bench.kernels`: what the Triton kernels are made of, by :mod:`bench.aot`, which compiles without a GPU, and
   :mod:`bench.assembly`, which finds the loops in machine code
-* :mod:`bench.workloads`: end-to-end programs, on texts from :mod:`bench.corpus` mostly, with :mod:`bench.rounding` to say
-  how far apart two trainings that compute the same may end
+* :mod:`bench.workloads`: end-to-end programs, on texts from :mod:`bench.corpus` mostly, with :mod:`bench.rounding` to
+  say how far apart two trainings that compute the same may end
 """

@@ -29,10 +29,10 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
         own = [row for row in rows if row.benchmark == benchmark]
         if own:
             pictures.append(save(series(own), folder / f"{stem}-{benchmark}.png"))
-    for row in rows:
-        if row.benchmark in NAMES:
-            name = stem if stem == row.benchmark else f"{stem}-{row.benchmark}"
-            pictures.append(save(picture.draw(row), folder / f"{name}.png"))
+    for benchmark in NAMES:
+        for number, row in enumerate(row for row in rows if row.benchmark == benchmark):
+            name = stem if stem == benchmark else f"{stem}-{benchmark}"
+            pictures.append(save(picture.draw(row), folder / f"{name}{f'-{number}' if number else ''}.png"))
     return pictures
 
 

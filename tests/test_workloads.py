@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastrnn
 from bench import __main__, corpus, results, rounding
 from bench.check import MismatchError
-from bench.workloads import equality, learner, memory, runner
+from bench.workloads import NAMES, command, equality, find, learner, memory, runner
 from bench.workloads.language_model import Model
 
 WORDS = "the cell keeps what the gates let in and the state forgets what they let go\n"
@@ -274,3 +274,38 @@ def test_deviation_is_measured_against_rounding() -> None:
     noise = torch.randn(rounding.PAGES, 50)
     within_pages = losses + 1e-2 * (noise - noise.mean(1, keepdim=True)).flatten()
     assert rounding.deviation(within_pages, losses, [moved]).is_rounding  # no difference between perplexities of pages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workload_says_what_it_is(name: str) -> None:
+    workload = find(name)
+    assert workload.name == name
+    assert f"{workload.summary}\n" in command.parser(name).format_help().replace("\n  ", "\n")
+    assert workload.draw is None or callable(workload.draw)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["poetry"], "no workload poetry: there are language_model"),
+        (["language_model", "tagging", "--hidden=3"], "unrecognized arguments: --hidden=3"),
+        (["language_model", "--pooling=max"], "unrecognized arguments: --pooling=max"),
+        (["--updates=0"], "must be at least 1"),
+    ],
+)
+def test_mistakes_in_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["workloads", *arguments])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_several_end_in_one_table(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One whose data cannot be used does not keep the others from running."""
+    flags = [f"--data={text}", "--updates=2", "--threads=1", f"--out={tmp_path}"]
+    assert __main__.main(["workloads", "classification", "language_model", *flags]) == 2
+    printed = capsys.readouterr()
+    assert "language_model (2 of 2) 100%" in printed.out
+    assert "classification: expected a label, a tab and a text" in printed.err
+    assert printed.out.count("times as fast") >= 2
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["language_model.jsonl"]

@@ -1,6 +1,5 @@
 """Tables of workloads, from the rows of results alone."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -82,4 +81,4 @@ def described(row: Row) -> str:
 
 
 def _mib(count: int | None) -> str:
-    return "" if count is None or math.isnan(count) else f"{count / MIB:.1f}"
+    return "" if count is None else f"{count / MIB:.1f}"
