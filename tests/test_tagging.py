@@ -23,7 +23,7 @@ TAGS = """
 kkk nonnoo  cccccc
     ssssssssssss
 
-ssssssssssssssss
+sssssssssssssss
     kkkkkk  nn o 999
 """
 

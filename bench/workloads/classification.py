@@ -99,11 +99,11 @@ class Classification(Workload):
         seen = {passage.words for passage in train}
         heldout = [passage for passage in heldout if passage.words not in seen]
         self.labels = sorted({passage.label for passage in train})
-        if len(self.labels) < 2 or not heldout:
-            raise DataError("expected at least two labels, with different passages to train on and to hold out")
         words = chain.from_iterable(passage.words for passage in train)
         self.symbols = corpus.vocabulary(words, options.symbols)
         self.train, self.heldout = self._numbers(train), self._numbers(heldout)
+        if len(self.labels) < 2 or not self.heldout:
+            raise DataError("expected at least two labels, with different passages to train on and to hold out")
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

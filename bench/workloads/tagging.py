@@ -72,11 +72,11 @@ class Tagging(Workload):
         self.origin, train, heldout = _read(options)
         seen = {line.symbols for line in train}
         heldout = [line for line in heldout if line.symbols not in seen]
-        if not train or not heldout:
-            raise DataError("there are too few different lines to train on some and hold out others")
         self.symbols = corpus.vocabulary(chain.from_iterable(line.symbols for line in train), options.symbols)
         self.tags = sorted(set(chain.from_iterable(line.tags for line in train)))
         self.train, self.heldout = self._numbers(train), self._numbers(heldout)
+        if not self.heldout:
+            raise DataError("there are too few different lines to train on some and hold out others")
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -118,8 +118,7 @@ class Tagging(Workload):
                 yield cross_entropy(logits, tags, reduction="none")
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        batches = [_predict(model, batch) for batch in _batches(self.heldout, self.options.batch)]
-        logits, tags = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        logits, tags = self._judged(model)
         f1 = scores(logits.argmax(-1), tags, len(self.tags))
         accuracy = (logits.argmax(-1) == tags).double().mean()
         return Evaluation(
@@ -129,8 +128,7 @@ class Tagging(Workload):
     def findings(self, models: Mapping[str, nn.Module]) -> dict[str, Any]:
         found = {}
         for name, model in models.items():
-            batches = [_predict(model, batch) for batch in _batches(self.heldout, self.options.batch)]
-            logits, tags = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            logits, tags = self._judged(model)
             found[name] = dict(zip(self.tags, scores(logits.argmax(-1), tags, len(self.tags)).tolist(), strict=True))
         return {"f1": found}
 
@@ -146,6 +144,12 @@ class Tagging(Workload):
         axes.set_xlabel("held-out F1 of each tag", **STYLE)
         axes.legend(frameon=False, fontsize=8, loc="lower left")
         plain(axes, grid="x")
+
+    def _judged(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits and tags of the symbols of all held-out lines."""
+        batches = [_predict(model, batch) for batch in _batches(self.heldout, self.options.batch)]
+        logits, tags = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return logits, tags
 
     def _numbers(self, lines: Iterable[Tagged]) -> list[tuple[Tensor, Tensor]]:
         tags = {tag: number for number, tag in enumerate(self.tags)}
