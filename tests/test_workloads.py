@@ -302,6 +302,7 @@ def test_mistakes_in_arguments(capsys: pytest.CaptureFixture[str], arguments: li
 
 def test_several_end_in_one_table(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One whose data cannot be used does not keep the others from running."""
+    text.write_text(600 * WORDS, encoding="utf-8")
     flags = [f"--data={text}", "--updates=2", "--threads=1", f"--out={tmp_path}"]
     assert __main__.main(["workloads", "classification", "language_model", *flags]) == 2
     printed = capsys.readouterr()
