@@ -7,14 +7,16 @@ import random
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 HELD_OUT = 0.1  # of the characters
 RARE = 1e-5  # a character that makes up less of the training text than this is the unknown symbol
 WORD = re.compile(r" ?\w+| ?[^\w\s]|\s+?(?= ?\S)|\s+")
@@ -129,6 +131,20 @@ def encode(text: str, symbols: str) -> Tensor:
     numbers = np.zeros(0x110000, dtype=np.int32)  # one for every code point there is
     numbers[_code_points(symbols)] = np.arange(len(symbols), dtype=np.int32)
     return torch.from_numpy(numbers[_code_points(text)])
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in their order, so many at a time; the last batch has what is left."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
+
+
+def shuffled(items: Sequence[T], size: int, seed: int) -> Iterator[Sequence[T]]:
+    """Batches for ever: all items in a random order, and then in another one."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(items), generator=generator).tolist()
+        yield from batches([items[k] for k in order], size)
 
 
 class Streams:

@@ -136,11 +136,9 @@ class Classification(Workload):
         return Model(len(self.symbols), o.embedding, o.hidden, len(self.labels), o.pooling)
 
     def learn(self, model: nn.Module) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.options.seed)
-        while True:
-            order = torch.randperm(len(self.train), generator=generator).tolist()
-            for words, lengths, labels in self._batches([self.train[k] for k in order]):
-                yield cross_entropy(model(words, lengths), labels, reduction="none")
+        for passages in corpus.shuffled(self.train, self.options.batch, self.options.seed):
+            words, lengths, labels = _batch(passages)
+            yield cross_entropy(model(words, lengths), labels, reduction="none")
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         logits, labels = self._predict(model)
@@ -183,17 +181,17 @@ class Classification(Workload):
             if label in numbers
         ]
 
-    def _batches(self, passages: Sequence[tuple[Tensor, int]]) -> Iterator[Batch]:
-        for begin in range(0, len(passages), self.options.batch):
-            words, labels = zip(*passages[begin : begin + self.options.batch], strict=True)
-            lengths = torch.tensor([len(each) for each in words])
-            yield Batch(pad_sequence(list(words), batch_first=True), lengths, torch.tensor(labels))
-
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits and labels of the held-out passages."""
-        batches = list(self._batches(self.heldout))
+        batches = [_batch(passages) for passages in corpus.batches(self.heldout, self.options.batch)]
         logits = [model(words, lengths) for words, lengths, _ in batches]
         return torch.cat(logits), torch.cat([batch.labels for batch in batches])
+
+
+def _batch(passages: Sequence[tuple[Tensor, int]]) -> Batch:
+    words, labels = zip(*passages, strict=True)
+    lengths = torch.tensor([len(each) for each in words])
+    return Batch(pad_sequence(list(words), batch_first=True), lengths, torch.tensor(labels))
 
 
 def _read(options: argparse.Namespace) -> tuple[str, list[Passage], list[Passage]]:

@@ -110,12 +110,9 @@ class Tagging(Workload):
         return Model(len(self.symbols), o.embedding, o.hidden, o.layers, len(self.tags))
 
     def learn(self, model: nn.Module) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.options.seed)
-        while True:
-            order = torch.randperm(len(self.train), generator=generator).tolist()
-            for batch in _batches([self.train[k] for k in order], self.options.batch):
-                logits, tags = _predict(model, batch)
-                yield cross_entropy(logits, tags, reduction="none")
+        for batch in corpus.shuffled(self.train, self.options.batch, self.options.seed):
+            logits, tags = _predict(model, batch)
+            yield cross_entropy(logits, tags, reduction="none")
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         logits, tags = self._judged(model)
@@ -147,7 +144,7 @@ class Tagging(Workload):
 
     def _judged(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits and tags of the symbols of all held-out lines."""
-        batches = [_predict(model, batch) for batch in _batches(self.heldout, self.options.batch)]
+        batches = [_predict(model, batch) for batch in corpus.batches(self.heldout, self.options.batch)]
         logits, tags = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return logits, tags
 
@@ -217,11 +214,6 @@ def _columns(text: str) -> list[Tagged]:
             raise DataError(f"expected a symbol, a tab and a tag on each line, got {wrong}")
         found.append(Tagged(*(column[:LONGEST] for column in zip(*rows, strict=True))))
     return found
-
-
-def _batches(lines: Sequence[tuple[Tensor, Tensor]], size: int) -> Iterator[Sequence[tuple[Tensor, Tensor]]]:
-    for begin in range(0, len(lines), size):
-        yield lines[begin : begin + size]
 
 
 def _predict(model: nn.Module, lines: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
