@@ -20,7 +20,6 @@ from bench.workloads.workload import DataError
 
 REFRESH = 0.25  # seconds between two looks at the progress
 WIDTH = 120  # where there is no terminal, which has a width of its own
-SECONDS = 25.0  # of training each: all of them take less than ten minutes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +55,8 @@ def parser(name: str | None) -> argparse.ArgumentParser:
     )
     own = f": {find(name).data}" if name else ", of one workload: NAME --help says in which format"
     made.add_argument("--data", type=Path, help=f"your own data{own}")
-    made.add_argument("--seconds", type=positive_float, default=SECONDS, help="of training, all models together")
+    seconds = find(name).seconds if name else None
+    made.add_argument("--seconds", type=positive_float, default=seconds, help="of training, all models together")
     made.add_argument("--updates", type=positive_int, help="of each model; seconds do not count then")
     made.add_argument("--seed", type=int, default=0, help="of weights, batches and sampling")
     made.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of torch and fastrnn")

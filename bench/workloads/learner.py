@@ -44,7 +44,7 @@ class Learner:
     """
 
     def __init__(self, name: str, model: nn.Module, workload: Workload, rates: Rates) -> None:
-        self.name, self.model, self.rates = name, model, rates
+        self.name, self.model, self.rates, self._workload = name, model, rates, workload
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.learning: list[float] = []
@@ -70,7 +70,7 @@ class Learner:
                 group["lr"] = learning
             self._adam.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self._weights, self.rates.clip)
+            self._workload.clip_gradients(self.model, self.rates.clip)
             self._adam.step()
         value = loss.item()
         self.seconds.append(time.perf_counter() - start)

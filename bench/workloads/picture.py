@@ -1,4 +1,4 @@
-"""The picture of a workload: training loss against time and, where it has one, the workload's own panel."""
+"""The picture of a workload: training loss against time and, where it has some, the workload's own panels."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,13 +10,17 @@ from bench.workloads import find
 
 def draw(row: Row) -> Figure:
     """From a row of results alone."""
-    own = find(row.benchmark).draw
-    panels = 1 if own is None else 2
-    figure = Figure(figsize=(7.2 * panels if panels == 1 else 12.5, 4.4), layout="constrained")
-    first, *others = figure.subplots(1, panels, squeeze=False)[0]
+    workload = find(row.benchmark)
+    panels = 1 if workload.draw is None else 1 + workload.panels
+    lines = 1 if panels <= 3 else 2
+    columns = -(-panels // lines)
+    figure = Figure(figsize=(7.2 if panels == 1 else 6.25 * columns, 4.4 * lines), layout="constrained")
+    first, *others = figure.subplots(lines, columns, squeeze=False).flat
     _curves(first, row)
-    for axes in others:
-        own(axes, row)
+    for axes in others[panels - 1 :]:
+        axes.set_axis_off()
+    if workload.draw is not None:
+        workload.draw(*others[: panels - 1], row)
     data = next(iter(row.detail["data"].values()))
     title = (
         f"{row.benchmark} ({row.case.cell}) on {data}: the same updates, "

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from matplotlib.axes import Axes
 from rich.console import RenderableType
 from torch import Tensor, nn
 
@@ -49,6 +48,7 @@ class Workload(ABC):
     items: ClassVar[str] = "items"  # what losses are of, in the plural
     learning_rate: ClassVar[float] = 6e-3  # of Adam, at first; it falls to zero
     clip: ClassVar[float] = 1.0  # largest norm of the gradients
+    seconds: ClassVar[float] = 25.0  # of training: all workloads together take less than ten minutes
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -85,6 +85,10 @@ class Workload(ABC):
         compared alike, and nothing is updated.
         """
 
+    def clip_gradients(self, model: nn.Module, largest: float) -> None:
+        """Make the gradients' norm no larger than that; here, that of all of them together."""
+        nn.utils.clip_grad_norm_(model.parameters(), largest)
+
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Held-out items, under ``torch.no_grad()`` and in eval mode."""
@@ -101,5 +105,7 @@ class Workload(ABC):
         """What is printed of the findings (``row.detail["findings"]``) when this workload is run by itself."""
         return ()
 
-    # A static method, if there is something to draw beside the training curves: it has a panel of its own.
-    draw: ClassVar[Callable[[Axes, Row], None] | None] = None
+    # A static method, if there is something to draw beside the training curves: it has panels of its own, as many
+    # axes as it says, and then the row.
+    draw: ClassVar[Callable[..., None] | None] = None
+    panels: ClassVar[int] = 1
