@@ -24,10 +24,10 @@ from bench import corpus
 from bench.arguments import positive_float, positive_int
 from bench.results import Case, Row
 from bench.workloads import processes
+from bench.workloads.layers import LAYERS
 from bench.workloads.workload import DataError, Evaluation, Workload
 
 State = Tensor | tuple[Tensor, ...]
-LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 SAMPLED = 400  # symbols
 
 
@@ -35,7 +35,7 @@ class Model(nn.Module):
     """Embedding, recurrent stack, linear layer.
 
     Args:
-        cell: a key of :data:`LAYERS`.
+        cell: a key of :data:`~bench.workloads.layers.LAYERS`.
         symbols: how many there are, V.
         embedding: features of a symbol, the input I of the stack.
         hidden: hidden units H of each layer.
