@@ -16,6 +16,7 @@ NAMES = {
     "language_model": "LanguageModel",
     "tagging": "Tagging",
     "classification": "Classification",
+    "encoder": "Encoder",
 }
 
 
