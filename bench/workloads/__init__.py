@@ -17,6 +17,7 @@ NAMES = {
     "tagging": "Tagging",
     "classification": "Classification",
     "encoder": "Encoder",
+    "seq2seq": "Seq2seq",
 }
 
 
