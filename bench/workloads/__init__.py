@@ -18,6 +18,7 @@ NAMES = {
     "classification": "Classification",
     "encoder": "Encoder",
     "seq2seq": "Seq2seq",
+    "captioning": "Captioning",
 }
 
 
