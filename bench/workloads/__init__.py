@@ -19,6 +19,7 @@ NAMES = {
     "encoder": "Encoder",
     "seq2seq": "Seq2seq",
     "captioning": "Captioning",
+    "gradient_flow": "GradientFlow",
 }
 
 
