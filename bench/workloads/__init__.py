@@ -20,6 +20,7 @@ NAMES = {
     "seq2seq": "Seq2seq",
     "captioning": "Captioning",
     "gradient_flow": "GradientFlow",
+    "echo_state": "EchoState",
 }
 
 
