@@ -21,6 +21,7 @@ NAMES = {
     "captioning": "Captioning",
     "gradient_flow": "GradientFlow",
     "echo_state": "EchoState",
+    "partially_observed_control": "PartiallyObservedControl",
 }
 
 
