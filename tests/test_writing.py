@@ -77,18 +77,16 @@ def test_a_beam_finds_what_the_greedy_way_misses() -> None:
     torch.testing.assert_close(scores.exp(), torch.tensor([0.36, 0.36]))
 
 
-def test_a_beam_takes_the_states_of_the_beginnings_that_it_keeps() -> None:
-    """The state is how many 1s were written, and an end is likely after two of them alone."""
+def test_a_beam_takes_along_the_states_of_what_it_keeps() -> None:
+    """The state is how many 1s were written; the beginning that is second at first leads after two steps."""
+    after = torch.tensor([[0.0, 0.45, 0.55], [0.0, 0.9, 0.1], [0.98, 0.01, 0.01]])  # each row: what follows so many 1s
 
     def write(before: torch.Tensor, state: writing.State) -> tuple[torch.Tensor, writing.State]:
         assert isinstance(state, torch.Tensor)
         ones = state + (before == 1).unsqueeze(-1)
-        end = torch.where(ones == 2, 0.98, 0.01)
-        rest = torch.where(before == 1, 0.4, 0.6).unsqueeze(-1)
-        return torch.cat((end, (1 - end) * rest, (1 - end) * (1 - rest)), -1).log(), ones
+        return after[ones.long().squeeze(-1)].log(), ones
 
-    state = torch.zeros(1, 3, 1)
-    state[0, 1] = 1  # one of the rows has written a 1 before
-    found, _ = writing.beam_search(write, state, 3, 6)
-    texts = [row[: row.index(0)] for row in found.tolist()]
-    assert [text.count(1) for text in texts] == [2, 1, 2]
+    state = torch.tensor([0.0, 1.0]).view(1, 2, 1)  # the second row has written a 1 before
+    written, scores = writing.beam_search(write, state, 2, 3)
+    assert written.tolist() == [[1, 1, 0], [1, 0, 0]]
+    torch.testing.assert_close(scores.exp(), torch.tensor([0.45 * 0.9 * 0.98, 0.9 * 0.98]))
