@@ -1,0 +1,134 @@
+"""A barrier of all programs of a launch, for kernels whose programs exchange states at every step.
+
+In two halves, so that a program can do something useful while the others come: it arrives, adding to a counter in
+global memory, and later waits until the counter says that all have. What a program stored before it arrived is seen by
+the others after they have waited; both halves are, within a program, for all of its threads. Programs wait for each
+other only if all of them run at the same time: :func:`launch` sees to that.
+
+A wait has an end. A program that has polled in vain for seconds writes the step into the launch's error word and waits
+no more: it goes through its remaining steps without, stays within its tensors, and computes nonsense. The error word is
+the host's own memory, which kernels on a GPU can write to. So the host looks at it without waiting for the GPU, also
+where the launch was captured in a graph: before and after every launch, hence at the latest in the next call of such a
+kernel, and whenever :func:`check` is called.
+"""
+
+import threading
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+APART = 32  # counters, of 4 bytes each, do not share a cache line
+PATIENCE = 1 << 22  # polls, each of which takes about a microsecond
+MOST_KERNELS = 16
+
+
+@triton.jit
+def arrive(counter_ptr):
+    """Tell the others that all that this program has stored so far can be read, and what it has read, overwritten."""
+    tl.debug_barrier()  # before Triton 3.9, nothing else has all threads be done when one of them releases
+    tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter_ptr, arrivals, patience, error_ptr, s):
+    """Wait for so many arrivals, at step ``s``. Returns the patience for the next wait: none, if these did not come."""
+    polls = patience
+    arrived = tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
+    while (arrived < arrivals) & (polls > 0):
+        polls -= 1
+        arrived = tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
+    tl.debug_barrier()
+    in_vain = arrived < arrivals
+    tl.store(error_ptr, s + 1, mask=in_vain & (patience > 0))
+    return tl.where(in_vain, 0, patience)
+
+
+class _Errors:
+    """The error words of a device, one for each kernel: 0, or 1 more than the step at which it gave up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.words = torch.zeros(MOST_KERNELS, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.kernels: list[str] = []
+
+    def word(self, kernel: str) -> Tensor:
+        if kernel not in self.kernels:
+            self.kernels.append(kernel)
+        at = self.kernels.index(kernel)
+        return self.words[at : at + 1]
+
+    def check(self) -> None:
+        if not self.words.any():
+            return
+        found = self.words.tolist()
+        self.words.zero_()
+        failed = [f"{name} at step {word - 1}" for name, word in zip(self.kernels, found, strict=False) if word]
+        raise RuntimeError(
+            f"fastrnn: programs of {', '.join(failed)} waited in vain for the others on {self.device}; what that call, "
+            "this one or an earlier one, has computed is wrong"
+        )
+
+
+_errors: dict[torch.device, _Errors] = {}
+_lock = threading.Lock()  # autograd computes on threads of its own
+
+
+def _errors_of(device: torch.device) -> _Errors:
+    with _lock:
+        return _errors.setdefault(device, _errors.get(device) or _Errors(device))
+
+
+def check(device: torch.device) -> None:
+    """Look whether a launch on ``device`` that has ended by now gave up.
+
+    Raises:
+        RuntimeError: one did; the message has the kernel and the step. It is raised once.
+    """
+    _errors_of(device).check()
+
+
+def most_programs(device: torch.device) -> int | None:
+    """How many programs certainly run at the same time: one on every multiprocessor. None where that is no question."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int],
+    counters: int,
+    device: torch.device,
+    *arguments: object,
+    num_warps: int,
+    **constants: object,
+) -> None:
+    """Launch a kernel whose programs wait for each other, all of them at the same time.
+
+    Beside ``arguments`` and ``constants`` the kernel gets ``counter_ptr``, with ``counters`` of them, :data:`APART`,
+    ``error_ptr`` and ``patience``. Loads are never moved over a step's end, as they are in pipelines of Triton's: what
+    they read is not there before. Hence the one stage.
+
+    Raises:
+        RuntimeError: there are more programs than certainly run at once; or a former launch gave up.
+    """
+    name = kernel.__name__
+    most, programs = most_programs(device), grid[0] * grid[1]
+    if most is not None and programs > most:
+        raise RuntimeError(f"fastrnn: the {programs} programs of {name} have to run at once; {device} runs {most}")
+    errors = _errors_of(device)
+    errors.check()
+    kernel[grid](
+        *arguments,
+        counter_ptr=torch.zeros(counters * APART, dtype=torch.int32, device=device),
+        error_ptr=errors.word(name),
+        patience=PATIENCE,
+        **constants,
+        num_warps=num_warps,
+        num_stages=1,
+        launch_cooperative_grid=True,
+    )
+    errors.check()
