@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK, Gradients, Outputs
-from fastrnn.kernels import resident, states, stepwise
+from fastrnn.kernels import grid, grid_backward, resident, states, stepwise
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.tiles import cdiv, multiply
 
 WORKSPACE = 256 * 2**20  # bytes that the buffers of a chunk of time may take, about
 
-STRATEGIES = {"resident": resident, "stepwise": stepwise}
+FORWARD = {"resident": resident.forward, "grid": grid.forward, "stepwise": stepwise.forward}
+BACKWARD = {"resident": resident.backward, "grid": grid_backward.backward, "stepwise": stepwise.backward}
 
 
 def forward(
@@ -58,7 +59,7 @@ def forward(
         s1 = min(s0 + steps, call.steps)
         if call.batch > 0:
             _input_product(call, pre, s0, s1, whole)
-            STRATEGIES[plan.strategy].forward(plan, call, pre, h, c, y, all_cells, borders, s0, s1, whole)
+            FORWARD[plan.strategy](plan, call, pre, h, c, y, all_cells, borders, s0, s1, whole)
     kept = pre if whole else nothing if borders is None else borders
     return (
         y,
@@ -135,9 +136,7 @@ def backward(
             _gates_again(call, gates, recurrent, h_before, tape, state, c_before, s0, s1)
         elif c_before is not None:
             _states_before(call, cells, call.c0, c_before, s0, s1)
-        STRATEGIES[plan.strategy].backward(
-            plan, call, gates, state, c_before, dy, dcells, dpre, dh, dc, s0, s1, whole=not again
-        )
+        BACKWARD[plan.strategy](plan, call, gates, state, c_before, dy, dcells, dpre, dh, dc, s0, s1, whole=not again)
         for d in range(call.directions):
             lo, hi = call.span(d, s0, s1)
             if need_x:

@@ -55,8 +55,9 @@ class Plan:
         strategy: ``"resident"``, ``"stepwise"``, or ``"torch"`` for torch's own layer.
         reason: why, in words.
         tile: rows of the batch in one program.
-        units: hidden units in one program (stepwise).
-        depth: how much of H the stepwise product takes at a time.
+        units: hidden units in one program (stepwise, grid).
+        depth: how much of H a product takes at a time; of a split one, each part of it (stepwise, grid).
+        split: how many parts of a sum over H are apart, one for each warp, or 1 (grid).
         product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
         together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
         warps, stages: of a program, and of its pipelined loads (a resident program fetches ahead by itself: 1).
@@ -70,6 +71,7 @@ class Plan:
     tile: int = TILE
     units: int = 32
     depth: int = 64
+    split: int = 1
     product: str = "fused"
     together: int = 2
     warps: int = 4

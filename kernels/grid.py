@@ -1,0 +1,312 @@
+"""The grid strategy, forward: W_hh is spread over the programs of a launch, which keep it on chip for all steps.
+
+A program has a tile of the hidden units, all gates of them, and a tile of the batch. It loads its part of W_hh once.
+At every step it reads the whole state of its batch tile, as the other programs have left it in the second-level cache,
+multiplies, finishes the gates of its units, leaves their new state there, and meets the programs of the same batch tile
+and direction at a barrier. The state has two places, used in turns: what one step reads, the next one overwrites.
+
+The sum over H of the product is split over the warps of a program (SPLIT > 1), since there are fewer rows and units
+than warps could share; each then has a short chain of products of its own. While a program waits, its next step's
+inputs are on their way, and what nobody waits for (y, the tape) is stored after it has arrived.
+
+Steps at which all sequences of a batch tile have ended, or, backwards in time, have not begun, do not meet: there is
+only 0 to be stored. Grid: (batch tiles x unit tiles, directions). Layouts as in :mod:`fastrnn.kernels.resident`;
+``exchange (2, D, B, H)`` in storage.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastrnn._ops import LEAN_CHUNK
+from fastrnn.kernels import barrier, gates
+from fastrnn.kernels.call import Call, width
+from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.resident import columns
+from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
+from fastrnn.kernels.tiles import cdiv
+from fastrnn.reference import Cell
+
+
+@triton.jit
+def depth_at(PART: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr, AXIS: tl.constexpr):
+    """Which of the summands each warp takes of a part of them: as a column or, along AXIS 2, a row, of SPLIT tiles."""
+    if SPLIT > 1:
+        tiles = tl.arange(0, SPLIT)[:, None, None] * BK
+        if AXIS == 1:
+            k = PART * SPLIT * BK + tiles + tl.arange(0, BK)[None, :, None]
+        else:
+            k = PART * SPLIT * BK + tiles + tl.arange(0, BK)[None, None, :]
+    else:
+        if AXIS == 1:
+            k = PART * BK + tl.arange(0, BK)[:, None]
+        else:
+            k = PART * BK + tl.arange(0, BK)[None, :]
+    return k
+
+
+@triton.jit
+def last_of(x, SPLIT: tl.constexpr):
+    """A vector along the last axis of as many as the products have."""
+    return x[None, None, :] if SPLIT > 1 else x[None, :]
+
+
+@triton.jit
+def rows_of(x, SPLIT: tl.constexpr):
+    """A vector along the axis of rows of as many as the products have."""
+    return x[None, :, None] if SPLIT > 1 else x[:, None]
+
+
+@triton.jit
+def unit_weights(
+    w_ptr, u0, CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BU: tl.constexpr, SPLIT: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """The rows of W_hh for each pre-activation of BU units, transposed, side by side, and cut along the sum."""
+    p = tl.arange(0, W * BU)
+    part, u = p // BU, u0 + p % BU
+    inside = u < H
+    if CELL == "gru":  # the third has no product, and the fourth that of the third gate
+        inside = inside & (part != 2)
+        part = tl.where(part == 3, 2, part)
+    at, inside = last_of(part * H + u, SPLIT), last_of(inside, SPLIT)
+    ws = ()
+    for j in tl.static_range((H + SPLIT * BK - 1) // (SPLIT * BK)):
+        k = depth_at(j, SPLIT, BK, 1)
+        ws = ws + (tl.load(w_ptr + (at * H + k), mask=inside & (k < H), other=0.0),)
+    return ws
+
+
+@triton.jit
+def read_factors(
+    x_ptr, rows, BB: tl.constexpr, H: tl.constexpr, STRIDE: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr
+):
+    """What other programs have stored at ``x_ptr``, BB rows of H numbers, STRIDE apart, in parts along the sum.
+
+    Only ``rows`` are read, the others count as zero. Past the first-level cache, where older numbers may be.
+    """
+    at, mask = rows_of(tl.arange(0, BB) * STRIDE, SPLIT), rows_of(rows, SPLIT)
+    factors = ()
+    for j in tl.static_range((H + SPLIT * BK - 1) // (SPLIT * BK)):
+        k = depth_at(j, SPLIT, BK, 2)
+        if (j + 1) * SPLIT * BK <= H:
+            factors = factors + (tl.load(x_ptr + (at + k), mask=mask, other=0.0, cache_modifier=".cg"),)
+        else:
+            factors = factors + (tl.load(x_ptr + (at + k), mask=mask & (k < H), other=0.0, cache_modifier=".cg"),)
+    return factors
+
+
+@triton.jit
+def no_sums(BB: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr, compute):
+    """Sums of products, of every warp by itself, before the first."""
+    if SPLIT > 1:
+        sums = tl.zeros((SPLIT, BB, N), compute)
+    else:
+        sums = tl.zeros((BB, N), compute)
+    return sums
+
+
+@triton.jit
+def add_products(sums, factors, ws, FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """Add those of the factors with the weights, of which the first is number FIRST."""
+    for j in tl.static_range(len(factors)):
+        sums = tl.dot(factors[j], ws[FIRST + j], sums, input_precision=PRECISION, out_dtype=sums.dtype)
+    return sums
+
+
+@triton.jit
+def total(sums, SPLIT: tl.constexpr):
+    """The sums of all warps."""
+    return tl.sum(sums, 0) if SPLIT > 1 else sums
+
+
+@triton.jit
+def by_gate(sums, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr):
+    """Side by side, to apart."""
+    if W == 1:
+        parts = (sums,)
+    else:
+        low, high = tl.split(tl.permute(tl.reshape(sums, (BB, 2, 2, BU)), (0, 3, 2, 1)))
+        parts = tl.split(low) + tl.split(high)
+    return parts
+
+
+@triton.jit
+def lively_steps(length, d, T, s0, s1):
+    """From, to: the steps among s0 … s1 - 1 of processing order at which any of the sequences is alive."""
+    longest = tl.max(length, 0)
+    begin = tl.minimum(tl.maximum(s0, d * (T - longest)), s1)
+    end = tl.maximum(tl.minimum(s1, longest + d * (T - longest)), begin)
+    return begin, end
+
+
+@triton.jit
+def keep_border(borders_ptr, c, s, d, b0, chunks, B, at, mask, H: tl.constexpr, CHUNK: tl.constexpr):
+    border = borders_ptr + ((d * chunks + s // CHUNK).to(tl.int64) * B + b0) * H
+    tl.store(border + at, c, mask=mask & (s % CHUNK == 0))
+
+
+@triton.jit
+def idle_forward(
+    y_ptr, cells_ptr, borders_ptr, first_ptr, c, from_s, to_s, d, D, b0, chunks, T, B, y_at, border_at, mask,
+    H: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Steps at which no sequence of the tile is alive."""
+    zeros = tl.zeros_like(c)
+    for s in range(from_s, to_s):
+        if borders_ptr is not None:
+            keep_border(borders_ptr, c, s, d, b0, chunks, B, border_at, mask, H, CHUNK)
+        if first_ptr is None:
+            row = row_of(time_of(s, d, T), first_ptr, B) + b0
+            tl.store(y_ptr + row * (D * H) + y_at, zeros.to(y_ptr.dtype.element_ty), mask=mask)
+            if cells_ptr is not None:
+                tl.store(cells_ptr + row * (D * H) + y_at, zeros, mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
+def grid_forward(
+    pre_ptr, w_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+    reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """Steps s0 … s1 - 1 of processing order; ``pre`` as in :func:`resident.resident_forward`."""
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    G: tl.constexpr = 3 if CELL == "gru" else W
+    IN: tl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    D = tl.num_programs(1)
+    b0 = tile.to(tl.int64) * BB
+    counter_ptr += (tile * D + d) * APART
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    length = length_of(b0 + i, in_batch, lengths_ptr, T)
+    flat = i[:, None] * H + u[None, :]
+    mask = in_batch[:, None] & unit
+    state_at = (d.to(tl.int64) * B + b0) * H
+    states = D.to(tl.int64) * B * H
+    ws = unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK)
+    bias = columns(bias_ptr + d * (W * H), u[None, :], unit, H, W)
+    h = tl.load(h_ptr + state_at + flat, mask=mask, other=0.0)
+    c = h
+    if c_ptr is not None:
+        c = tl.load(c_ptr + state_at + flat, mask=mask, other=0.0)
+    pre_ptr += (d.to(tl.int64) * N - base_row(s0, s1, d, T, first_ptr, B, WHOLE)) * (W * H)
+    pre_at, y_at = i[:, None] * (W * H) + u[None, :], i[:, None] * (D * H) + u[None, :] + d * H
+    begin, end = s0, s1
+    if lengths_ptr is not None:
+        begin, end = lively_steps(length, d, T, s0, s1)
+        idle_forward(
+            y_ptr, cells_ptr, borders_ptr, first_ptr, c, s0, begin, d, D, b0, chunks, T, B, y_at, flat, mask,
+            H, CHUNK,
+        )  # fmt: skip
+
+    t = time_of(tl.minimum(begin, s1 - 1), d, T)
+    row = row_of(t, first_ptr, B) + b0
+    alive = t < length
+    pre = columns(pre_ptr + row * (W * H), pre_at, alive[:, None] & unit, H, IN)
+    for s in range(begin, end):
+        if borders_ptr is not None:
+            keep_border(borders_ptr, c, s, d, b0, chunks, B, flat, mask, H, CHUNK)
+        passes = alive
+        if reset_ptr is not None:
+            cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)
+            passes = alive & (cut == 0)
+            h, c = tl.where(cut[:, None], 0.0, h), tl.where(cut[:, None], 0.0, c)
+        here = (s - begin) % 2
+        factors = read_factors(exchange_ptr + here * states + state_at, passes, BB, H, H, SPLIT, BK)
+        products = add_products(no_sums(BB, W * BU, SPLIT, h.dtype), factors, ws, 0, PRECISION)
+        products = by_gate(total(products, SPLIT), BB, BU, W)
+        sums = ()
+        for g in tl.static_range(W):
+            if g < IN:
+                sums = sums + (products[g] + (pre[g] + bias[g]),)
+            else:
+                sums = sums + (products[g] + bias[g],)
+        kept, h_new, c_new = gates.forward(sums, h, c, CELL)
+        h_out, c_out = h_new, c_new
+        if lengths_ptr is not None:
+            h_out, c_out = tl.where(alive[:, None], h_new, 0.0), tl.where(alive[:, None], c_new, 0.0)
+            h, c = tl.where(alive[:, None], h_new, h), tl.where(alive[:, None], c_new, c)
+        else:
+            h, c = h_new, c_new
+        there = exchange_ptr + (1 - here) * states + state_at
+        tl.store(there + flat, h.to(exchange_ptr.dtype.element_ty), mask=mask)
+        barrier.arrive(counter_ptr)
+
+        y_mask = mask
+        if first_ptr is not None:
+            y_mask = alive[:, None] & unit
+        tl.store(y_ptr + row * (D * H) + y_at, h_out.to(y_ptr.dtype.element_ty), mask=y_mask)
+        if cells_ptr is not None:
+            tl.store(cells_ptr + row * (D * H) + y_at, c_out, mask=y_mask)
+        if WHOLE and W > 1:
+            for g in tl.static_range(W):
+                tl.store(pre_ptr + row * (W * H) + g * H + pre_at, kept[g], mask=alive[:, None] & unit)
+        t = time_of(tl.minimum(s + 1, s1 - 1), d, T)
+        row = row_of(t, first_ptr, B) + b0
+        alive = t < length
+        pre = columns(pre_ptr + row * (W * H), pre_at, alive[:, None] & unit, H, IN)
+        patience = barrier.wait(counter_ptr, (s - begin + 1) * UNIT_TILES, patience, error_ptr, s)
+    if lengths_ptr is not None:
+        idle_forward(
+            y_ptr, cells_ptr, borders_ptr, first_ptr, c, end, s1, d, D, b0, chunks, T, B, y_at, flat, mask,
+            H, CHUNK,
+        )  # fmt: skip
+    tl.store(h_ptr + state_at + flat, h, mask=mask)
+    if c_ptr is not None:
+        tl.store(c_ptr + state_at + flat, c, mask=mask)
+
+
+def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`grid_forward`."""
+    return constants(plan, cell, hidden) | {"WHOLE": whole, "CHUNK": LEAN_CHUNK}
+
+
+def constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
+    """Those that both directions of propagation have."""
+    return {
+        "CELL": cell.name,
+        "PRECISION": plan.precision,
+        "H": hidden,
+        "W": width(cell),
+        "BB": plan.tile,
+        "BU": plan.units,
+        "SPLIT": plan.split,
+        "BK": plan.depth,
+        "APART": barrier.APART,
+    }
+
+
+def programs(plan: Plan, call: Call) -> tuple[int, int]:
+    """The grid of a launch."""
+    return cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions
+
+
+def forward(
+    plan: Plan,
+    call: Call,
+    pre: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    y: Tensor,
+    cells: Tensor | None,
+    borders: Tensor | None,
+    s0: int,
+    s1: int,
+    whole: bool,
+) -> None:
+    """As :func:`fastrnn.kernels.resident.forward`."""
+    exchange = y.new_empty((2, *h.shape))
+    exchange[0].copy_(h)
+    barrier.launch(
+        grid_forward,
+        programs(plan, call),
+        cdiv(call.batch, plan.tile) * call.directions,
+        h.device,
+        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, exchange, call.lengths, call.first_row, call.reset),
+        *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+        **forward_constants(plan, call.cell, call.hidden, whole),
+        num_warps=plan.warps,
+    )

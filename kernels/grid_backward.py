@@ -1,0 +1,203 @@
+"""The grid strategy, backward: as :mod:`fastrnn.kernels.grid`, with the columns of W_hh of a program's units on chip.
+
+At every step, from the last to the first, a program computes what its units send to their pre-activations, stores that
+where ``dpre`` has it anyway, meets the others, and multiplies what all of them have stored by its columns: the gradient
+that its units' state before the step gets. There are as many numbers to be read as gates times units, several times
+those of the forward pass, and the next gate's are on their way while one's are multiplied. The tape of the next step is
+read while the program waits.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastrnn.kernels import barrier, gates
+from fastrnn.kernels.call import Call
+from fastrnn.kernels.grid import (
+    add_products,
+    constants,
+    depth_at,
+    last_of,
+    lively_steps,
+    no_sums,
+    programs,
+    read_factors,
+    total,
+)
+from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.resident import saved_of_step, state_is_whole
+from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
+from fastrnn.kernels.tiles import cdiv
+from fastrnn.reference import Cell
+
+
+@triton.jit
+def column_weights(
+    w_ptr, u0, G: tl.constexpr, H: tl.constexpr, BU: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr
+):
+    """The rows of the transpose of W_hh for BU units, gate by gate, cut along the sum."""
+    u = u0 + tl.arange(0, BU)
+    at, inside = last_of(u * (G * H), SPLIT), last_of(u < H, SPLIT)
+    ws = ()
+    for g in tl.static_range(G):
+        for j in tl.static_range((H + SPLIT * BK - 1) // (SPLIT * BK)):
+            k = depth_at(j, SPLIT, BK, 1)
+            ws = ws + (tl.load(w_ptr + (at + g * H + k), mask=inside & (k < H), other=0.0),)
+    return ws
+
+
+@triton.jit
+def product_ptr(step_ptr, CELL: tl.constexpr, g: tl.constexpr, H: tl.constexpr):
+    """Where the gradients are that a gate's product with W_hh gets: of a GRU's third, the fourth."""
+    return step_ptr + (3 if CELL == "gru" and g == 2 else g) * H
+
+
+@triton.jit
+def idle_backward(dpre_ptr, from_s, to_s, d, T, B, local, at, mask, H: tl.constexpr, W: tl.constexpr):
+    """Steps of a padded layout at which no sequence of the tile is alive send nothing."""
+    zeros = tl.zeros(at.shape, dpre_ptr.dtype.element_ty)
+    for s in range(from_s, to_s):
+        row = local + row_of(time_of(s, d, T), None, B)
+        for k in tl.static_range(W):
+            tl.store(dpre_ptr + row * (W * H) + k * H + at, zeros, mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
+def grid_backward(
+    gates_ptr, state_ptr, c_prev_ptr, w_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+    lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    APART: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Steps s1 - 1 … s0 of processing order; arguments as in :func:`resident.resident_backward`."""
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
+    G: tl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    D = tl.num_programs(1)
+    b0 = tile.to(tl.int64) * BB
+    counter_ptr += (tile * D + d) * APART
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    length = length_of(b0 + i, in_batch, lengths_ptr, T)
+    carry_at = (d.to(tl.int64) * B + b0) * H + (i[:, None] * H + u[None, :])
+    carry_mask = in_batch[:, None] & unit
+    ws = column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK)
+    dh = tl.load(dh_ptr + carry_at, mask=carry_mask, other=0.0)
+    dc = dh
+    if dc_ptr is not None:
+        dc = tl.load(dc_ptr + carry_at, mask=carry_mask, other=0.0)
+    local = d.to(tl.int64) * M - base_row(s0, s1, d, T, first_ptr, B, False) + b0
+    tape = local
+    if WHOLE:
+        tape = d.to(tl.int64) * N + b0
+    dpre_at = i[:, None] * (W * H) + u[None, :]
+    begin, end = s0, s1
+    if lengths_ptr is not None:
+        begin, end = lively_steps(length, d, T, s0, s1)
+        if first_ptr is None:
+            idle_backward(dpre_ptr, s0, begin, d, T, B, local, dpre_at, carry_mask, H, W)
+            idle_backward(dpre_ptr, end, s1, d, T, B, local, dpre_at, carry_mask, H, W)
+
+    t = time_of(tl.maximum(end - 1, s0), d, T)
+    row = row_of(t, first_ptr, B)
+    alive = t < length
+    saved, arrives = saved_of_step(
+        gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, tape + row, local + row, local + row, row + b0,
+        d, D, i, u, alive[:, None] & unit, CELL, H, W, STATE_WHOLE,
+    )  # fmt: skip
+    for back in range(end - begin):
+        dh_all, dc_all = dh, dc
+        if dy_ptr is not None:
+            dh_all = dh_all + arrives[0].to(dh.dtype)
+        if dcells_ptr is not None:
+            dc_all = dc_all + arrives[-1]
+        given = ()
+        for k in tl.static_range(len(saved)):
+            given = given + (saved[k].to(dh.dtype),)
+        dpre, dh_around, dc_new = gates.backward(given, dh_all, dc_all, CELL)
+        stored_mask = carry_mask
+        if first_ptr is not None:
+            stored_mask = alive[:, None] & unit
+        step_ptr = dpre_ptr + (local + row) * (W * H)
+        for k in tl.static_range(W):
+            value = dpre[k]
+            if lengths_ptr is not None:
+                value = tl.where(alive[:, None], value, 0.0)
+            tl.store(step_ptr + k * H + dpre_at, value.to(w_ptr.dtype.element_ty), mask=stored_mask)
+        barrier.arrive(counter_ptr)
+
+        next_t = time_of(tl.maximum(end - 2 - back, s0), d, T)
+        next_row = row_of(next_t, first_ptr, B)
+        next_alive = next_t < length
+        saved, arrives = saved_of_step(
+            gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, tape + next_row, local + next_row,
+            local + next_row, next_row + b0, d, D, i, u, next_alive[:, None] & unit, CELL, H, W, STATE_WHOLE,
+        )  # fmt: skip
+        patience = barrier.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, end - 1 - back)
+
+        factors = ()
+        if AHEAD:
+            factors = read_factors(step_ptr, alive, BB, H, W * H, SPLIT, BK)
+        sums = no_sums(BB, BU, SPLIT, dh.dtype)
+        for g in tl.static_range(G):
+            if AHEAD:
+                after = factors
+                if g + 1 < G:
+                    after = read_factors(product_ptr(step_ptr, CELL, g + 1, H), alive, BB, H, W * H, SPLIT, BK)
+                sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
+                factors = after
+            else:
+                factors = read_factors(product_ptr(step_ptr, CELL, g, H), alive, BB, H, W * H, SPLIT, BK)
+                sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
+        dh_new = dh_around + total(sums, SPLIT)
+        if lengths_ptr is not None:
+            dh, dc = tl.where(alive[:, None], dh_new, dh), tl.where(alive[:, None], dc_new, dc)
+        else:
+            dh, dc = dh_new, dc_new
+        if reset_ptr is not None:
+            cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)[:, None]
+            dh, dc = tl.where(cut, 0.0, dh), tl.where(cut, 0.0, dc)
+        t, row, alive = next_t, next_row, next_alive
+    tl.store(dh_ptr + carry_at, dh, mask=carry_mask)
+    if dc_ptr is not None:
+        tl.store(dc_ptr + carry_at, dc, mask=carry_mask)
+
+
+def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
+    """The constants of :func:`grid_backward`."""
+    return constants(plan, cell, hidden) | {
+        "WHOLE": whole,
+        "STATE_WHOLE": state_is_whole(cell, whole),
+        "AHEAD": plan.stages > 1,
+    }
+
+
+def backward(
+    plan: Plan,
+    call: Call,
+    kept: Tensor | None,
+    state: Tensor,
+    c_before: Tensor | None,
+    dy: Tensor | None,
+    dcells: Tensor | None,
+    dpre: Tensor,
+    dh: Tensor,
+    dc: Tensor | None,
+    s0: int,
+    s1: int,
+    whole: bool,
+) -> None:
+    """As :func:`fastrnn.kernels.resident.backward`."""
+    columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
+    barrier.launch(
+        grid_backward,
+        programs(plan, call),
+        cdiv(call.batch, plan.tile) * call.directions,
+        dh.device,
+        *(kept, state, c_before, columns, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
+        *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
+        **backward_constants(plan, call.cell, call.hidden, whole),
+        num_warps=plan.warps,
+    )
