@@ -41,6 +41,8 @@ class Entry(Protocol):
     def divisible(self) -> Sequence[str]: ...
     @property
     def targets(self) -> Sequence[str]: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 class Row(NamedTuple):
@@ -99,6 +101,7 @@ def compiled(job: tuple[str, int, str]) -> Row:
             num_warps=entry.num_warps,
             num_stages=entry.num_stages,
             divisible=entry.divisible,
+            **entry.options,
         )
     except Exception as problem:  # whatever a compiler raises: the others are to be shown all the same
         error = f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[-1]}"

@@ -21,6 +21,7 @@ STEPS, BATCH, INPUT, HIDDEN = 5, 3, 7, 20
 KINDS = (("float32", "full"), ("float16", "lean"))  # dtypes and tapes: all pairs would compile twice as long
 STRATEGIES: dict[str, dict[str, Any]] = {
     "resident": {"strategy": "resident", "warps": 8},
+    "grid": {"strategy": "grid"},
     "stepwise": {"strategy": "stepwise"},
     "stepwise, products by torch": {"strategy": "stepwise", "product": "torch"},
 }

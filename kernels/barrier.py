@@ -23,6 +23,8 @@ from torch import Tensor
 APART = 32  # counters, of 4 bytes each, do not share a cache line
 PATIENCE = 1 << 22  # polls, each of which takes about a microsecond
 MOST_KERNELS = 16
+# Triton's pipelines would load what a step reads while the one before it runs, when it is not there yet: no stages.
+STAGES = 1
 
 
 @triton.jit
@@ -97,6 +99,11 @@ def most_programs(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def options(vendor: str) -> dict[str, object]:
+    """How such a kernel is to be compiled, which has a multiprocessor to itself, with all registers."""
+    return {"maxnreg": 255} if vendor == "nvidia" else {}
+
+
 def launch(
     kernel: Any,
     grid: tuple[int, int],
@@ -108,9 +115,8 @@ def launch(
 ) -> None:
     """Launch a kernel whose programs wait for each other, all of them at the same time.
 
-    Beside ``arguments`` and ``constants`` the kernel gets ``counter_ptr``, with ``counters`` of them, :data:`APART`,
-    ``error_ptr`` and ``patience``. Loads are never moved over a step's end, as they are in pipelines of Triton's: what
-    they read is not there before. Hence the one stage.
+    Beside ``arguments`` and ``constants`` the kernel gets ``counter_ptr`` (``counters`` of them, :data:`APART` apart),
+    ``error_ptr`` and ``patience``.
 
     Raises:
         RuntimeError: there are more programs than certainly run at once; or a former launch gave up.
@@ -128,7 +134,8 @@ def launch(
         patience=PATIENCE,
         **constants,
         num_warps=num_warps,
-        num_stages=1,
+        num_stages=STAGES,
         launch_cooperative_grid=True,
+        **options("nvidia" if torch.version.hip is None else "amd"),
     )
     errors.check()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.kernels import resident, states, stepwise
+from fastrnn.kernels import barrier, grid, grid_backward, resident, states, stepwise
 from fastrnn.kernels.plan import DeviceFacts, Plan, plan_kernels
 from fastrnn.reference import CELLS, Cell
 
@@ -29,9 +29,12 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
     "fp64": (torch.float64, False, (32, 512)),
 }
 BATCH = 16
+# The grid strategy has more to choose from: sizes H and B, and D, by which there are more or fewer programs.
+GRID_NUMBERS, GRID_HIDDEN, GRID_BATCHES = ("bf16", "fp16", "tf32", "fp32"), (256, 512, 768, 1024), (16, 32, 64)
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
-STORAGE = ("w", "y", "dy", "dpre")  # pointers to values of storage; others are to the compute dtype
+STORAGE = ("w", "y", "dy", "dpre", "exchange")  # pointers to values of storage; others are to the compute dtype
 TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*i32"}
+WORDS = ("counter_ptr", "error_ptr")  # of the barrier, int32
 OPTIONAL = (*TABLES, "initial_ptr", "dcells_ptr", "borders_ptr")
 CELL_STATE = ("c_ptr", "cells_ptr", "borders_ptr", "c_prev_ptr", "dc_ptr", "dcells_ptr")  # an LSTM's alone
 
@@ -47,6 +50,7 @@ class Entry(NamedTuple):
         num_warps, num_stages: as launched.
         divisible: arguments that are multiples of 16 at each launch (pointers of torch's allocator).
         targets: keys of :data:`TARGETS` for which the plan is this one.
+        options: further options of the launch.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Entry(NamedTuple):
     num_stages: int
     divisible: tuple[str, ...]
     targets: tuple[str, ...]
+    options: dict[str, object]
 
 
 def entries() -> Iterator[Entry]:
@@ -71,18 +76,59 @@ def entries() -> Iterator[Entry]:
                         )
                 if numbers != "tf32":
                     yield from _elementwise(dtype, numbers, hidden, form)
+    for numbers in GRID_NUMBERS:
+        dtype, tf32, _ = NUMBERS[numbers]
+        for hidden in GRID_HIDDEN:
+            for cell in CELLS.values():
+                for plan, targets in _grid_plans(cell, dtype, tf32, hidden):
+                    for form in ("dense", "all"):
+                        yield from _grid(cell, dtype, f"{cell.name}/{numbers}/{hidden}", form, hidden, plan, targets)
 
 
 def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
-    """The different plans that the targets have, with the targets that have each."""
+    """The different plans that the targets have, with the targets that have each; for few steps, hence no grid's."""
     found: dict[Plan, list[str]] = {}
-    for target, facts in TARGETS.items():
-        if tf32 and facts.vendor != "nvidia":
-            continue
-        plan = plan_kernels(cell.name, 100, BATCH, hidden, hidden, dtype, 1, facts, allow_tf32=tf32)
+    for target, facts in _targets(tf32):
+        plan = plan_kernels(cell.name, 1, BATCH, hidden, hidden, dtype, 1, facts, allow_tf32=tf32)
         found.setdefault(plan, []).append(target)
     for plan, targets in found.items():
         yield plan, tuple(targets)
+
+
+def _grid_plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
+    """The same of the grid strategy, for all sizes of a batch and both numbers of directions."""
+    found: dict[tuple[Plan, str], list[str]] = {}
+    for target, facts in _targets(tf32):
+        for batch in GRID_BATCHES:
+            for directions in (1, 2):
+                sizes = (cell.name, 100, batch, hidden, hidden, dtype, directions)
+                plan = plan_kernels(*sizes, facts, allow_tf32=tf32)
+                targets = found.setdefault((plan, facts.vendor), [])
+                if target not in targets:
+                    targets.append(target)
+    for (plan, _), targets in found.items():
+        if plan.strategy == "grid":
+            yield plan, tuple(targets)
+
+
+def _targets(tf32: bool) -> Iterator[tuple[str, DeviceFacts]]:
+    for target, facts in TARGETS.items():
+        if facts.vendor == "nvidia" or not tf32:
+            yield target, facts
+
+
+def _grid(
+    cell: Cell, dtype: torch.dtype, name: str, form: str, hidden: int, plan: Plan, targets: tuple[str, ...]
+) -> Iterator[Entry]:
+    whole = form == "dense"
+    options = barrier.options(TARGETS[targets[0]].vendor)
+    for kernel, constants in (
+        (grid.grid_forward, grid.forward_constants(plan, cell, hidden, whole)),
+        (grid_backward.grid_backward, grid_backward.backward_constants(plan, cell, hidden, whole)),
+    ):
+        full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
+        entry = _entry(full_name, kernel, cell, dtype, constants, plan.warps, barrier.STAGES, form, targets, ())
+        yield entry._replace(options=options)
 
 
 def _recurrences(
@@ -141,11 +187,11 @@ def _entry(
             or (cell is not None and not cell.tape and arg == "gates_ptr")
         ):
             constants[arg] = None
-        elif arg in TABLES:
-            signature[arg] = TABLES[arg]
+        elif arg in TABLES or arg in WORDS:
+            signature[arg] = TABLES.get(arg, "*i32")
         elif cell is None or (stem == "state" and not cell.has_c):
             signature[arg] = storage
         else:
             signature[arg] = storage if stem in STORAGE else compute
-    pointers = tuple(arg for arg, kind in signature.items() if kind[0] == "*" and arg not in TABLES)
-    return Entry(name, kernel, signature, constants, warps, stages, pointers, targets)
+    pointers = tuple(arg for arg, kind in signature.items() if kind[0] == "*" and arg not in (*TABLES, "error_ptr"))
+    return Entry(name, kernel, signature, constants, warps, stages, pointers, targets, {})

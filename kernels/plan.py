@@ -7,6 +7,7 @@ ahead-of-time compilation: the configurations here are those that spill no regis
 names them all).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from functools import cache
 
 import torch
 
+from fastrnn.kernels import model
 from fastrnn.kernels.tiles import cdiv, padded
 from fastrnn.reference import CELLS
 
@@ -52,7 +54,7 @@ class Plan:
     """How to compute a layer.
 
     Attributes:
-        strategy: ``"resident"``, ``"stepwise"``, or ``"torch"`` for torch's own layer.
+        strategy: ``"resident"``, ``"grid"``, ``"stepwise"``, or ``"torch"`` for torch's own layer.
         reason: why, in words.
         tile: rows of the batch in one program.
         units: hidden units in one program (stepwise, grid).
@@ -82,8 +84,10 @@ class Plan:
     def __str__(self) -> str:
         if self.strategy == "torch":
             return "torch"
-        how = f", {self.units} units, {self.product} product" if self.strategy == "stepwise" else ""
-        graphs = ", replayed as a graph" if how and self.graphs and self.product == "fused" else ""
+        how = f", {self.units} units" if self.strategy in ("stepwise", "grid") else ""
+        how += f", {self.product} product" if self.strategy == "stepwise" else ""
+        recorded = self.graphs and self.strategy == "stepwise" and self.product == "fused"
+        graphs = ", replayed as a graph" if recorded else ""
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
 
 
@@ -146,7 +150,10 @@ def plan(
     if facts.vendor != "nvidia":
         return Plan("torch", f"our kernels are unmeasured on {facts.name}")
     if kernels.strategy != "resident":
-        return Plan("torch", "W_hh is too large for one program to hold, and a kernel per step is unmeasured")
+        other = "spread over many it could stay on chip, but no GPU has shown yet that this is faster"
+        if kernels.strategy != "grid":
+            other = "a kernel per step is unmeasured"
+        return Plan("torch", f"W_hh is too large for one program to hold, and {other}")
     if steps < FEWEST_STEPS:
         return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
     if dtype == torch.float64:
@@ -196,7 +203,43 @@ def plan_kernels(
             stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
             precision=precision,
         )
+    if _forced.get("strategy", "grid") == "grid" and (_forced or steps >= FEWEST_STEPS):
+        chosen = _grid_or(chosen, cell, batch, hidden, dtype, directions, facts, reason)
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
+
+
+def _grid_or(
+    other: Plan, cell: str, batch: int, hidden: int, dtype: torch.dtype, directions: int, facts: DeviceFacts,
+    reason: str | None,
+) -> Plan:  # fmt: skip
+    """The best plan of the grid strategy, if there is one and it is forced or, by the model, faster than the other."""
+    spec, size = CELLS[cell], dtype.itemsize
+    product = model.Product(size, size == 2 or other.precision == "tf32")
+    if other.strategy == "resident":
+        least = model.resident_seconds(spec.gates, other.tile, hidden, product)
+    else:
+        least = model.stepwise_seconds(spec.gates, batch, hidden, directions, product, facts.sm_count)
+    if "strategy" in _forced:
+        least = math.inf
+    chosen = other
+    limits = (facts.sm_count, facts.shared_memory_per_block)
+    width = max(spec.tape, 1)
+    for spread in model.spreads(facts.vendor, spec.gates, width, batch, hidden, size, directions, *limits):
+        seconds = model.grid_seconds(spread, spec.gates, hidden, product)
+        if seconds < least:
+            least = seconds
+            chosen = Plan(
+                "grid",
+                reason or "W_hh, spread over programs, stays on chip: faster by a model of the hardware (unmeasured)",
+                tile=spread.tile,
+                units=spread.units,
+                depth=spread.depth,
+                split=spread.split,
+                warps=spread.warps,
+                stages=spread.stages,
+                precision=other.precision,
+            )
+    return chosen
 
 
 def resident_memory(cell: str, hidden: int, itemsize: int) -> int:

@@ -17,6 +17,7 @@ from fastrnn.reference import CELLS
 H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
 STRATEGIES = {
     "resident": {"strategy": "resident", "warps": 8},
+    "grid": {"strategy": "grid"},
     "stepwise": {"strategy": "stepwise"},
     "products by torch": {"strategy": "stepwise", "product": "torch"},
 }

@@ -6,7 +6,9 @@ from itertools import product
 import pytest
 import torch
 
+from fastrnn.kernels import model
 from fastrnn.kernels.plan import DeviceFacts, Plan, forced, plan, plan_kernels, resident_memory
+from fastrnn.kernels.tiles import cdiv
 from fastrnn.reference import CELLS
 
 H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
@@ -64,7 +66,7 @@ def test_what_is_left_to_torch_and_why(options: dict[str, object], reason: str) 
 def test_what_torch_does_not_have_is_for_our_kernels() -> None:
     for facts, dtype, hidden in product((H100, A100, RTX5090, MI300), DTYPES, (20, 128, 1000, 5000)):
         chosen = choose(hidden=hidden, dtype=dtype, facts=facts, beyond_torch="reset", steps=1)
-        assert chosen.strategy in ("resident", "stepwise")
+        assert chosen.strategy in ("resident", "stepwise")  # and no grid for a single step
         assert "no reset=" in chosen.reason
     assert choose(facts=T4, beyond_torch="reset").strategy == "torch"
 
@@ -73,10 +75,49 @@ def test_kernels_fit_the_device() -> None:
     sizes = product(CELLS, (1, 3, 16, 17, 100, 1000), (1, 16, 33, 64, 100, 128, 200, 513, 2048), DTYPES, GPUS, (1, 2))
     for cell, batch, hidden, dtype, facts, directions in sizes:
         chosen = plan_kernels(cell, 50, batch, 64, hidden, dtype, directions, facts)
-        assert chosen.strategy in ("resident", "stepwise")
-        assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units, chosen.depth))
+        assert chosen.strategy in ("resident", "grid", "stepwise")
+        assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units * chosen.split, chosen.depth))
+        if chosen.strategy == "grid":  # all of its programs at the same time, each with its part of W_hh
+            assert cdiv(batch, chosen.tile) * cdiv(hidden, chosen.units) * directions <= facts.sm_count
+            held = CELLS[cell].gates * hidden * chosen.units * dtype.itemsize
+            assert held <= (facts.shared_memory_per_block if facts.vendor == "nvidia" else 4 * 65536)
         if chosen.strategy == "resident":
             assert resident_memory(cell, hidden, dtype.itemsize) <= facts.shared_memory_per_block
+
+
+def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
+    for cell, hidden, batch in product(CELLS, (192, 256, 512, 768, 1024), (1, 16, 32)):
+        chosen = choose(cell, hidden, batch=batch)
+        assert chosen.strategy == "grid"
+        assert "unmeasured" in chosen.reason
+    assert choose(hidden=256, beyond_torch=None).strategy == "torch"
+    assert choose(hidden=512, dtype=torch.float32).strategy == "grid"
+    assert choose(hidden=512, facts=MI300).strategy == "grid"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": 1025}, {"batch": 256, "hidden": 1024}, {"steps": 7}, {"dtype": torch.float64}, {"hidden": 128}],
+    ids=str,
+)
+def test_layers_that_do_not_fit_a_grid_are_not(options: dict[str, object]) -> None:
+    assert choose(**{"hidden": 512} | options).strategy in ("stepwise", "resident")
+
+
+def test_the_model_is_one_of_cost() -> None:
+    """More work takes no less time, a barrier less than two launches, and no synchronisation less than one."""
+    bf16 = model.Product(2, True)
+    spreads = {
+        (hidden, batch): list(model.spreads("nvidia", 4, 4, batch, hidden, 2, 1, H100.sm_count, 227 * 1024))
+        for hidden in (128, 256, 512, 1024)
+        for batch in (16, 32)
+    }
+    least = {size: min(model.grid_seconds(s, 4, size[0], bf16) for s in found) for size, found in spreads.items()}
+    for hidden, batch in least:
+        assert least[hidden, 16] <= least[hidden, 32]
+        assert least[128, batch] <= least[hidden, batch]
+        assert least[hidden, batch] < model.stepwise_seconds(4, batch, hidden, 1, bf16, 132)
+    assert model.resident_seconds(4, 16, 128, bf16) < least[128, 16]
 
 
 def test_tf32_only_where_it_is_allowed() -> None:
@@ -89,13 +130,14 @@ def test_tf32_only_where_it_is_allowed() -> None:
 
 def test_large_products_are_cublas() -> None:
     assert choose(hidden=2048, batch=256, beyond_torch="reset").product == "torch"
-    assert choose(hidden=512, batch=16, beyond_torch="reset").product == "fused"
+    assert choose(hidden=512, batch=16, steps=1).product == "fused"
 
 
 def test_plans_are_values() -> None:
     assert choose() == choose()
     assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"
-    stepwise = choose(hidden=512, beyond_torch="reset")
+    assert str(choose(hidden=512)) == "grid, 16 rows a program, 8 units, 8 warps, ieee"
+    stepwise = choose(hidden=512, steps=1)
     assert str(stepwise) == "stepwise, 16 rows a program, 16 units, fused product, 4 warps, ieee"
     assert not stepwise.graphs  # no GPU has shown yet
     assert str(replace(stepwise, graphs=True)) == f"{stepwise}, replayed as a graph"
@@ -113,6 +155,10 @@ def test_a_plan_can_be_forced() -> None:
         with forced(tile=32):
             assert (choose().strategy, choose().tile) == ("stepwise", 32)
         assert choose().tile == 16
+    with forced(strategy="grid"):
+        small = choose(hidden=64, steps=1)
+        assert (small.strategy, small.units, small.split, small.reason) == ("grid", 8, 4, "forced")
+        assert choose(hidden=5000).strategy == "grid"  # which its launch will refuse
     assert choose() == usual
     with pytest.raises(TypeError, match="tiles"), forced(tiles=3):
         pass

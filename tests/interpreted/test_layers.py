@@ -20,11 +20,12 @@ WITHOUT_RELU = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell !
 PLANS = {
     "resident": Plan("resident", "a test"),
     "gates apart": Plan("resident", "a test", together=1),
+    "grid": Plan("grid", "a test", units=8, depth=16),
     "stepwise": Plan("stepwise", "a test", units=16, depth=16),
     "products by torch": Plan("stepwise", "a test", units=32, product="torch"),
 }
-KERNELS = pytest.mark.parametrize("kernels", ["resident", "stepwise", "products by torch"])
-FUSED = pytest.mark.parametrize("kernels", ["resident", "stepwise"])
+KERNELS = pytest.mark.parametrize("kernels", ["resident", "grid", "stepwise", "products by torch"])
+FUSED = pytest.mark.parametrize("kernels", ["resident", "grid", "stepwise"])
 TAPES = ("full", "lean")
 
 Use = Callable[[str], None]
@@ -107,7 +108,9 @@ def test_sizes(use: Use, cell: str, kernels: str, sizes: tuple[int, int, int, in
     check(draw(cell, *sizes), tapes=["full" if kernels == "resident" else "lean"])
 
 
-@pytest.mark.parametrize(("cell", "kernels"), [("rnn_tanh", "resident"), ("gru", "resident"), ("lstm", "stepwise")])
+@pytest.mark.parametrize(
+    ("cell", "kernels"), [("rnn_tanh", "resident"), ("gru", "resident"), ("lstm", "stepwise"), ("lstm", "grid")]
+)
 def test_more_steps_than_a_chunk(use: Use, cell: str, kernels: str) -> None:
     """The lean tape keeps a cell state every 64 steps."""
     use(kernels)
@@ -139,7 +142,7 @@ def test_chunks_that_recompute(use: Use, monkeypatch: pytest.MonkeyPatch) -> Non
 @WITHOUT_RELU
 def test_without_a_tape(use: Use, cell: str, layout: str) -> None:
     problem = draw(cell, 4, bidirectional=True, layout=layout, cells=True)
-    for kernels in ("resident", "stepwise", "products by torch"):
+    for kernels in ("resident", "grid", "stepwise", "products by torch"):
         use(kernels)
         with torch.no_grad():
             found = dict(zip(PARTS, fast("none")(problem), strict=True))
@@ -289,8 +292,8 @@ def test_lengths_are_transferred_once(use: Use, layout: str, monkeypatch: pytest
         run(fast(), other)
 
 
-@pytest.mark.parametrize("hidden", [20, 70], ids=["resident", "stepwise"])
-def test_the_operators_for_cuda_plan_for_themselves(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("hidden", "steps"), [(20, 2), (70, 2), (70, 8)], ids=["resident", "stepwise", "grid"])
+def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is registered for CUDA, on CPU tensors: facts come from elsewhere, and no device is set."""
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
@@ -298,4 +301,4 @@ def test_the_operators_for_cuda_plan_for_themselves(hidden: int, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(_ops, "layer_forward", _cuda.layer_forward)
     monkeypatch.setattr(_ops, "layer_backward", _cuda.layer_backward)
-    check(draw("gru", 2, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])
+    check(draw("gru", steps, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])

@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     num_stages: int
     divisible: tuple[str, ...]
     targets: tuple[str, ...]
+    options: dict[str, object]
 
 
 @triton.jit
@@ -43,5 +44,6 @@ def broken_kernel(x_ptr, H: tl.constexpr):
 def entries() -> Iterator[Entry]:
     """The kernels."""
     pointers = {"x_ptr": "*bf16", "w_ptr": "*bf16", "y_ptr": "*bf16", "state_ptr": "*fp32"}
-    yield Entry("lstm_product", product_kernel, {**pointers, "steps": "i32"}, {"H": 64}, 4, 1, (), ("sm_80", "gfx942"))
-    yield Entry("broken", broken_kernel, {"x_ptr": "*fp32"}, {"H": 64}, 4, 1, (), ("sm_80",))
+    product = (product_kernel, {**pointers, "steps": "i32"}, {"H": 64})
+    yield Entry("lstm_product", *product, 4, 1, (), ("sm_80", "gfx942"), {})
+    yield Entry("broken", broken_kernel, {"x_ptr": "*fp32"}, {"H": 64}, 4, 1, (), ("sm_80",), {})
