@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.kernels import barrier, grid, grid_backward, resident, states, stepwise
-from fastrnn.kernels.plan import DeviceFacts, Plan, plan_kernels
+from fastrnn.kernels import barrier, gluon_grid, grid, grid_backward, model, resident, states, stepwise
+from fastrnn.kernels.call import width
+from fastrnn.kernels.plan import DeviceFacts, Plan, grid_plan, plan_kernels
 from fastrnn.reference import CELLS, Cell
 
 TARGETS = {
@@ -29,8 +30,7 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
     "fp64": (torch.float64, False, (32, 512)),
 }
 BATCH = 16
-# The grid strategy has more to choose from: sizes H and B, and D, by which there are more or fewer programs.
-GRID_NUMBERS, GRID_HIDDEN, GRID_BATCHES = ("bf16", "fp16", "tf32", "fp32"), (256, 512, 768, 1024), (16, 32, 64)
+GRID_NUMBERS, GRID_HIDDEN = ("bf16", "tf32", "fp32"), (256, 512, 768, 1024)
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STORAGE = ("w", "y", "dy", "dpre", "exchange")  # pointers to values of storage; others are to the compute dtype
 TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*i32"}
@@ -96,19 +96,15 @@ def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[
 
 
 def _grid_plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
-    """The same of the grid strategy, for all sizes of a batch and both numbers of directions."""
+    """The same of the grid strategy: every plan that there is to choose from."""
     found: dict[tuple[Plan, str], list[str]] = {}
     for target, facts in _targets(tf32):
-        for batch in GRID_BATCHES:
-            for directions in (1, 2):
-                sizes = (cell.name, 100, batch, hidden, hidden, dtype, directions)
-                plan = plan_kernels(*sizes, facts, allow_tf32=tf32)
-                targets = found.setdefault((plan, facts.vendor), [])
-                if target not in targets:
-                    targets.append(target)
+        sizes = (cell.gates, width(cell), BATCH, hidden, dtype.itemsize, 1)
+        for spread in model.spreads(facts.vendor, *sizes, facts.sm_count, facts.shared_memory_per_block):
+            plan = grid_plan(spread, "tf32" if tf32 else "ieee")
+            found.setdefault((plan, facts.vendor), []).append(target)
     for (plan, _), targets in found.items():
-        if plan.strategy == "grid":
-            yield plan, tuple(targets)
+        yield plan, tuple(targets)
 
 
 def _targets(tf32: bool) -> Iterator[tuple[str, DeviceFacts]]:
@@ -122,9 +118,12 @@ def _grid(
 ) -> Iterator[Entry]:
     whole = form == "dense"
     options = barrier.options(TARGETS[targets[0]].vendor)
+    forward, backward = grid.grid_forward, grid_backward.grid_backward
+    if plan.held == "registers":
+        forward, backward = gluon_grid.gluon_grid_forward, gluon_grid.gluon_grid_backward
     for kernel, constants in (
-        (grid.grid_forward, grid.forward_constants(plan, cell, hidden, whole)),
-        (grid_backward.grid_backward, grid_backward.backward_constants(plan, cell, hidden, whole)),
+        (forward, grid.forward_constants(plan, cell, hidden, whole)),
+        (backward, grid_backward.backward_constants(plan, cell, hidden, whole)),
     ):
         full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
         entry = _entry(full_name, kernel, cell, dtype, constants, plan.warps, barrier.STAGES, form, targets, ())

@@ -45,6 +45,12 @@ def tanh(x):
 
 
 @triton.jit
+def zeros_like(x):
+    """As Triton's own, but in Gluon too, where that does not know the layout."""
+    return tl.where(x == x, 0.0, 0.0).to(x.dtype)
+
+
+@triton.jit
 def forward(pre, h, c, CELL: tl.constexpr):
     if CELL == "lstm":
         i, f, g, o = sigmoid(pre[0]), sigmoid(pre[1]), tanh(pre[2]), sigmoid(pre[3])
@@ -76,7 +82,7 @@ def backward(saved, dh, dc, CELL: tl.constexpr):
         dg = dc * i * (1.0 - g * g)
         do = dh * tanh_c * o * (1.0 - o)
         dpre = (di, df, dg, do)
-        dh = tl.zeros_like(dh)
+        dh = zeros_like(dh)
         dc = dc * f
     elif CELL == "gru":
         r, z, n, n_h, h_prev = saved[0], saved[1], saved[2], saved[3], saved[4]
@@ -87,8 +93,8 @@ def backward(saved, dh, dc, CELL: tl.constexpr):
         dh = dh * z
     elif CELL == "rnn_tanh":
         dpre = (dh * (1.0 - saved[0] * saved[0]),)
-        dh = tl.zeros_like(dh)
+        dh = zeros_like(dh)
     else:
         dpre = (tl.where(saved[0] > 0, dh, 0.0),)
-        dh = tl.zeros_like(dh)
+        dh = zeros_like(dh)
     return dpre, dh, dc

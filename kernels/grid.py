@@ -132,6 +132,17 @@ def by_gate(sums, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def multiply_shared(
+    x_ptr, rows, ws, in_tile, compute, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr, H: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The products of a tile's state at ``x_ptr`` with weights, by pre-activation; zero but for ``rows``."""
+    factors = read_factors(x_ptr, rows, BB, H, H, SPLIT, BK)
+    sums = add_products(no_sums(BB, W * BU, SPLIT, compute), factors, ws, 0, PRECISION)
+    return by_gate(total(sums, SPLIT), BB, BU, W)
+
+
+@triton.jit
 def lively_steps(length, d, T, s0, s1):
     """From, to: the steps among s0 … s1 - 1 of processing order at which any of the sequences is alive."""
     longest = tl.max(length, 0)
@@ -152,7 +163,7 @@ def idle_forward(
     H: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Steps at which no sequence of the tile is alive."""
-    zeros = tl.zeros_like(c)
+    zeros = gates.zeros_like(c)
     for s in range(from_s, to_s):
         if borders_ptr is not None:
             keep_border(borders_ptr, c, s, d, b0, chunks, B, border_at, mask, H, CHUNK)
@@ -163,30 +174,28 @@ def idle_forward(
                 tl.store(cells_ptr + row * (D * H) + y_at, zeros, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
-def grid_forward(
-    pre_ptr, w_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+@triton.jit
+def recur_forward(
+    MULTIPLY: tl.constexpr, held, i, u, tile, d,
+    pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     APART: tl.constexpr,
 ):  # fmt: skip
-    """Steps s0 … s1 - 1 of processing order; ``pre`` as in :func:`resident.resident_forward`."""
+    """The time loop of a program, whatever it holds its weights in: ``MULTIPLY`` knows that of ``held``.
+
+    ``i`` numbers the rows of the tile, ``u`` the units of the program; all that is no product has their layouts.
+    """
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
-    G: tl.constexpr = 3 if CELL == "gru" else W
     IN: tl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
-    D = tl.num_programs(1)
-    b0 = tile.to(tl.int64) * BB
+    D, b0 = tl.num_programs(1), tile.to(tl.int64) * BB
     counter_ptr += (tile * D + d) * APART
-    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
     in_batch, unit = b0 + i < B, (u < H)[None, :]
     length = length_of(b0 + i, in_batch, lengths_ptr, T)
     flat = i[:, None] * H + u[None, :]
     mask = in_batch[:, None] & unit
-    state_at = (d.to(tl.int64) * B + b0) * H
-    states = D.to(tl.int64) * B * H
-    ws = unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK)
+    state_at, states = (d.to(tl.int64) * B + b0) * H, D.to(tl.int64) * B * H
     bias = columns(bias_ptr + d * (W * H), u[None, :], unit, H, W)
     h = tl.load(h_ptr + state_at + flat, mask=mask, other=0.0)
     c = h
@@ -215,9 +224,9 @@ def grid_forward(
             passes = alive & (cut == 0)
             h, c = tl.where(cut[:, None], 0.0, h), tl.where(cut[:, None], 0.0, c)
         here = (s - begin) % 2
-        factors = read_factors(exchange_ptr + here * states + state_at, passes, BB, H, H, SPLIT, BK)
-        products = add_products(no_sums(BB, W * BU, SPLIT, h.dtype), factors, ws, 0, PRECISION)
-        products = by_gate(total(products, SPLIT), BB, BU, W)
+        products = MULTIPLY(
+            exchange_ptr + here * states + state_at, passes, held, B - b0, h.dtype, BB, BU, W, H, SPLIT, BK, PRECISION
+        )
         sums = ()
         for g in tl.static_range(W):
             if g < IN:
@@ -257,6 +266,27 @@ def grid_forward(
     tl.store(h_ptr + state_at + flat, h, mask=mask)
     if c_ptr is not None:
         tl.store(c_ptr + state_at + flat, c, mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
+def grid_forward(
+    pre_ptr, w_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+    reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """Steps s0 … s1 - 1 of processing order; ``pre`` as in :func:`resident.resident_forward`."""
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    G: tl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    ws = unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK)
+    recur_forward(
+        multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
+        pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+        reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART,
+    )  # fmt: skip
 
 
 def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
@@ -300,8 +330,13 @@ def forward(
     """As :func:`fastrnn.kernels.resident.forward`."""
     exchange = y.new_empty((2, *h.shape))
     exchange[0].copy_(h)
+    kernel = grid_forward
+    if plan.held == "registers":
+        from fastrnn.kernels import gluon_grid
+
+        kernel = gluon_grid.gluon_grid_forward
     barrier.launch(
-        grid_forward,
+        kernel,
         programs(plan, call),
         cdiv(call.batch, plan.tile) * call.directions,
         h.device,

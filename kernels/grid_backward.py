@@ -53,37 +53,55 @@ def product_ptr(step_ptr, CELL: tl.constexpr, g: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def idle_backward(dpre_ptr, from_s, to_s, d, T, B, local, at, mask, H: tl.constexpr, W: tl.constexpr):
+def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl.constexpr, W: tl.constexpr):
     """Steps of a padded layout at which no sequence of the tile is alive send nothing."""
-    zeros = tl.zeros(at.shape, dpre_ptr.dtype.element_ty)
     for s in range(from_s, to_s):
         row = local + row_of(time_of(s, d, T), None, B)
         for k in tl.static_range(W):
             tl.store(dpre_ptr + row * (W * H) + k * H + at, zeros, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
-def grid_backward(
-    gates_ptr, state_ptr, c_prev_ptr, w_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+@triton.jit
+def multiply_shared(
+    step_ptr, rows, ws, in_tile, compute, CELL: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr,
+    H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """The products of a step's gradients at ``step_ptr`` with weights, summed over gates; zero but for ``rows``."""
+    G: tl.constexpr = 3 if CELL == "gru" else W
+    PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
+    sums = no_sums(BB, BU, SPLIT, compute)
+    if AHEAD:
+        factors = read_factors(step_ptr, rows, BB, H, W * H, SPLIT, BK)
+        for g in tl.static_range(G):
+            after = factors
+            if g + 1 < G:
+                after = read_factors(product_ptr(step_ptr, CELL, g + 1, H), rows, BB, H, W * H, SPLIT, BK)
+            sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
+            factors = after
+    else:
+        for g in tl.static_range(G):
+            factors = read_factors(product_ptr(step_ptr, CELL, g, H), rows, BB, H, W * H, SPLIT, BK)
+            sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
+    return total(sums, SPLIT)
+
+
+@triton.jit
+def recur_backward(
+    MULTIPLY: tl.constexpr, held, i, u, tile, d,
+    gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     APART: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Steps s1 - 1 … s0 of processing order; arguments as in :func:`resident.resident_backward`."""
+    """As :func:`fastrnn.kernels.grid.recur_forward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
-    PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
-    G: tl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
-    D = tl.num_programs(1)
-    b0 = tile.to(tl.int64) * BB
+    D, b0 = tl.num_programs(1), tile.to(tl.int64) * BB
     counter_ptr += (tile * D + d) * APART
-    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
     in_batch, unit = b0 + i < B, (u < H)[None, :]
     length = length_of(b0 + i, in_batch, lengths_ptr, T)
     carry_at = (d.to(tl.int64) * B + b0) * H + (i[:, None] * H + u[None, :])
     carry_mask = in_batch[:, None] & unit
-    ws = column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK)
     dh = tl.load(dh_ptr + carry_at, mask=carry_mask, other=0.0)
     dc = dh
     if dc_ptr is not None:
@@ -97,8 +115,9 @@ def grid_backward(
     if lengths_ptr is not None:
         begin, end = lively_steps(length, d, T, s0, s1)
         if first_ptr is None:
-            idle_backward(dpre_ptr, s0, begin, d, T, B, local, dpre_at, carry_mask, H, W)
-            idle_backward(dpre_ptr, end, s1, d, T, B, local, dpre_at, carry_mask, H, W)
+            zeros = gates.zeros_like(dh).to(dpre_ptr.dtype.element_ty)
+            idle_backward(dpre_ptr, zeros, s0, begin, d, T, B, local, dpre_at, carry_mask, H, W)
+            idle_backward(dpre_ptr, zeros, end, s1, d, T, B, local, dpre_at, carry_mask, H, W)
 
     t = time_of(tl.maximum(end - 1, s0), d, T)
     row = row_of(t, first_ptr, B)
@@ -125,7 +144,7 @@ def grid_backward(
             value = dpre[k]
             if lengths_ptr is not None:
                 value = tl.where(alive[:, None], value, 0.0)
-            tl.store(step_ptr + k * H + dpre_at, value.to(w_ptr.dtype.element_ty), mask=stored_mask)
+            tl.store(step_ptr + k * H + dpre_at, value.to(dpre_ptr.dtype.element_ty), mask=stored_mask)
         barrier.arrive(counter_ptr)
 
         next_t = time_of(tl.maximum(end - 2 - back, s0), d, T)
@@ -137,21 +156,11 @@ def grid_backward(
         )  # fmt: skip
         patience = barrier.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, end - 1 - back)
 
-        factors = ()
-        if AHEAD:
-            factors = read_factors(step_ptr, alive, BB, H, W * H, SPLIT, BK)
-        sums = no_sums(BB, BU, SPLIT, dh.dtype)
-        for g in tl.static_range(G):
-            if AHEAD:
-                after = factors
-                if g + 1 < G:
-                    after = read_factors(product_ptr(step_ptr, CELL, g + 1, H), alive, BB, H, W * H, SPLIT, BK)
-                sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
-                factors = after
-            else:
-                factors = read_factors(product_ptr(step_ptr, CELL, g, H), alive, BB, H, W * H, SPLIT, BK)
-                sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
-        dh_new = dh_around + total(sums, SPLIT)
+        in_tile = B - b0
+        if first_ptr is not None:  # the rows of a later step come next
+            in_tile = tl.sum(alive.to(tl.int32), 0).to(tl.int64)
+        product = MULTIPLY(step_ptr, alive, held, in_tile, dh.dtype, CELL, BB, BU, W, H, SPLIT, BK, PRECISION, AHEAD)
+        dh_new = dh_around + product
         if lengths_ptr is not None:
             dh, dc = tl.where(alive[:, None], dh_new, dh), tl.where(alive[:, None], dc_new, dc)
         else:
@@ -163,6 +172,27 @@ def grid_backward(
     tl.store(dh_ptr + carry_at, dh, mask=carry_mask)
     if dc_ptr is not None:
         tl.store(dc_ptr + carry_at, dc, mask=carry_mask)
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
+def grid_backward(
+    gates_ptr, state_ptr, c_prev_ptr, w_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+    lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+    CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    APART: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Steps s1 - 1 … s0 of processing order; ``w (D, H, G*H)``, others as in :func:`resident.resident_backward`."""
+    UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
+    G: tl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    ws = column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK)
+    recur_backward(
+        multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
+        gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+        lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, AHEAD,
+    )  # fmt: skip
 
 
 def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
@@ -191,8 +221,13 @@ def backward(
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`."""
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
+    kernel = grid_backward
+    if plan.held == "registers":
+        from fastrnn.kernels import gluon_grid
+
+        kernel = gluon_grid.gluon_grid_backward
     barrier.launch(
-        grid_backward,
+        kernel,
         programs(plan, call),
         cdiv(call.batch, plan.tile) * call.directions,
         dh.device,

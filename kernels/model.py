@@ -15,6 +15,7 @@ from fastrnn.kernels.tiles import cdiv, padded
 BARRIER = 1.2e-6  # of all programs, from the first store to the last load
 LAUNCH = 4e-6  # of a kernel behind another one
 REST = 0.6e-6  # gates, reductions and barriers of a block
+REST_IN_REGISTERS = 0.4e-6  # the same where weights stay in registers, and sums need fewer barriers
 READ = 64 * 1.7e9  # bytes from the second-level cache
 READ_BY_ALL = 5.5e12  # the same, by all multiprocessors at once
 SHARED = 128 * 1.7e9  # bytes from shared memory
@@ -27,6 +28,14 @@ SHAPES = {
     ("nvidia", 2): ((16, 8), (32, 8), (16, 16), (32, 16)),
     ("nvidia", 4): ((16, 8), (16, 16)),
     ("amd", 2): ((16, 16), (32, 16)),
+}
+# The same of kernels that hold weights in registers, of 16-bit numbers on NVIDIA's: with the most hidden units for
+# which none is spilled, of cells of four gates and of fewer.
+SHAPES_IN_REGISTERS = {
+    (16, 8): (1024, 1024),
+    (16, 16): (768, 1024),
+    (32, 8): (512, 1024),
+    (32, 16): (512, 512),
 }
 FOUR_WARPS_WIDTH, FOUR_WARPS_SUMS = 256, 256  # the most units, and the most rows times units, that four warps sum up
 MOST_HIDDEN = 1024
@@ -58,6 +67,7 @@ class Spread:
     split: int
     warps: int
     stages: int
+    held: str
     programs: int
 
 
@@ -75,21 +85,26 @@ def spreads(
         memory: bytes that a program may have.
     """
     for tile, units in SHAPES.get((vendor, itemsize), ()):
-        warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
         programs = cdiv(batch, tile) * cdiv(hidden, units) * directions
         if programs > most or hidden > MOST_HIDDEN:
             continue
+        warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
+        stages = 2 if tile * units <= 256 else 1  # two of them spill there
         length = cdiv(hidden, warps * DEPTH) * warps * DEPTH
-        for stages in (2, 1) if tile * units <= 256 else (1,):  # two spill there
-            if vendor == "amd":  # which has weights in registers: memory is for the sums of all warps
-                taken = 4 * warps * tile * width * units
-            else:
-                forward = itemsize * length * (width * units + tile)
-                backward = itemsize * length * (gates * units + min(stages, gates) * tile)
-                taken = max(forward, backward)
-            if taken <= memory:
-                yield Spread(tile, units, DEPTH, warps, warps, stages, programs)
-                break
+        state, sums = itemsize * length * tile, 4 * warps * tile * units
+        in_registers = SHAPES_IN_REGISTERS[tile, units][gates < 4] if (vendor, itemsize) == ("nvidia", 2) else 0
+        if hidden <= in_registers and state + sums * width + 256 <= memory:
+            yield Spread(tile, units, DEPTH, warps, warps, stages, "registers", programs)
+        if vendor == "amd":  # whose compiler has weights in registers: memory is for the sums of all warps
+            taken = sums * width
+        else:
+            forward = itemsize * length * width * units + state
+            backward = itemsize * length * gates * units + min(stages, gates) * state
+            if backward > memory:
+                stages, backward = 1, backward - (min(stages, gates) - 1) * state
+            taken = max(forward, backward)
+        if taken <= memory:
+            yield Spread(tile, units, DEPTH, warps, warps, stages, "shared", programs)
 
 
 def grid_seconds(spread: Spread, gates: int, hidden: int, product: Product) -> float:
@@ -99,8 +114,10 @@ def grid_seconds(spread: Spread, gates: int, hidden: int, product: Product) -> f
     for factors in (1, gates):  # the state, or the gradients of all gates
         read = spread.tile * factors * hidden * product.itemsize / rate
         weights = gates * spread.units * hidden
-        multiplied = max(spread.tile * weights / product.rate, weights * product.itemsize / SHARED)
-        seconds += BARRIER + REST + read / (spread.stages if factors > 1 else 1) + multiplied
+        multiplied, rest = spread.tile * weights / product.rate, REST_IN_REGISTERS
+        if spread.held == "shared":
+            multiplied, rest = max(multiplied, weights * product.itemsize / SHARED), REST
+        seconds += BARRIER + rest + read / (spread.stages if factors > 1 else 1) + multiplied
     return seconds
 
 

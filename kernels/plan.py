@@ -60,6 +60,7 @@ class Plan:
         units: hidden units in one program (stepwise, grid).
         depth: how much of H a product takes at a time; of a split one, each part of it (stepwise, grid).
         split: how many parts of a sum over H are apart, one for each warp, or 1 (grid).
+        held: what weights stay in, ``"shared"`` memory or ``"registers"``, by kernels in Gluon (grid).
         product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
         together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
         warps, stages: of a program, and of its pipelined loads (a resident program fetches ahead by itself: 1).
@@ -74,6 +75,7 @@ class Plan:
     units: int = 32
     depth: int = 64
     split: int = 1
+    held: str = "shared"
     product: str = "fused"
     together: int = 2
     warps: int = 4
@@ -86,6 +88,7 @@ class Plan:
             return "torch"
         how = f", {self.units} units" if self.strategy in ("stepwise", "grid") else ""
         how += f", {self.product} product" if self.strategy == "stepwise" else ""
+        how += ", weights in registers" if (self.strategy, self.held) == ("grid", "registers") else ""
         recorded = self.graphs and self.strategy == "stepwise" and self.product == "fused"
         graphs = ", replayed as a graph" if recorded else ""
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
@@ -227,19 +230,24 @@ def _grid_or(
     for spread in model.spreads(facts.vendor, spec.gates, width, batch, hidden, size, directions, *limits):
         seconds = model.grid_seconds(spread, spec.gates, hidden, product)
         if seconds < least:
-            least = seconds
-            chosen = Plan(
-                "grid",
-                reason or "W_hh, spread over programs, stays on chip: faster by a model of the hardware (unmeasured)",
-                tile=spread.tile,
-                units=spread.units,
-                depth=spread.depth,
-                split=spread.split,
-                warps=spread.warps,
-                stages=spread.stages,
-                precision=other.precision,
-            )
+            least, chosen = seconds, grid_plan(spread, other.precision, reason)
     return chosen
+
+
+def grid_plan(spread: model.Spread, precision: str, reason: str | None = None) -> Plan:
+    """The plan that spreads a layer so."""
+    return Plan(
+        "grid",
+        reason or "W_hh, spread over programs, stays on chip: faster by a model of the hardware (unmeasured)",
+        tile=spread.tile,
+        units=spread.units,
+        depth=spread.depth,
+        split=spread.split,
+        held=spread.held,
+        warps=spread.warps,
+        stages=spread.stages,
+        precision=precision,
+    )
 
 
 def resident_memory(cell: str, hidden: int, itemsize: int) -> int:

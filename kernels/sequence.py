@@ -30,7 +30,7 @@ def row_of(t, first_ptr, B):
 def base_row(s0, s1, d, T, first_ptr, B, WHOLE: tl.constexpr):
     """The row that a buffer begins with: 0 if it is WHOLE, else that of the earliest step among s0 … s1 - 1."""
     if WHOLE:
-        row = tl.zeros((), tl.int64)
+        row = (s0 * 0).to(tl.int64)  # tl.zeros is none of Gluon's
     else:
         row = row_of(s0 + d * (T - s1 - s0), first_ptr, B)
     return row

@@ -79,8 +79,9 @@ def test_kernels_fit_the_device() -> None:
         assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units * chosen.split, chosen.depth))
         if chosen.strategy == "grid":  # all of its programs at the same time, each with its part of W_hh
             assert cdiv(batch, chosen.tile) * cdiv(hidden, chosen.units) * directions <= facts.sm_count
-            held = CELLS[cell].gates * hidden * chosen.units * dtype.itemsize
-            assert held <= (facts.shared_memory_per_block if facts.vendor == "nvidia" else 4 * 65536)
+            part = CELLS[cell].gates * hidden * chosen.units * dtype.itemsize
+            in_memory = facts.vendor == "nvidia" and chosen.held == "shared"
+            assert part <= (facts.shared_memory_per_block if in_memory else 4 * 65536)
         if chosen.strategy == "resident":
             assert resident_memory(cell, hidden, dtype.itemsize) <= facts.shared_memory_per_block
 
@@ -91,8 +92,10 @@ def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
         assert chosen.strategy == "grid"
         assert "unmeasured" in chosen.reason
     assert choose(hidden=256, beyond_torch=None).strategy == "torch"
-    assert choose(hidden=512, dtype=torch.float32).strategy == "grid"
-    assert choose(hidden=512, facts=MI300).strategy == "grid"
+    assert (choose(hidden=512).strategy, choose(hidden=512).held) == ("grid", "registers")
+    for options in ({"dtype": torch.float32}, {"facts": MI300}):
+        chosen = choose(hidden=512, **options)
+        assert (chosen.strategy, chosen.held) == ("grid", "shared")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_large_products_are_cublas() -> None:
 def test_plans_are_values() -> None:
     assert choose() == choose()
     assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"
-    assert str(choose(hidden=512)) == "grid, 16 rows a program, 8 units, 8 warps, ieee"
+    assert str(choose(hidden=512)) == "grid, 16 rows a program, 8 units, weights in registers, 8 warps, ieee"
     stepwise = choose(hidden=512, steps=1)
     assert str(stepwise) == "stepwise, 16 rows a program, 16 units, fused product, 4 warps, ieee"
     assert not stepwise.graphs  # no GPU has shown yet

@@ -23,6 +23,7 @@ from fastrnn.reference import CELLS
 
 SPLIT = Plan("grid", "a test", units=16, depth=16, split=2)
 WHOLE = Plan("grid", "a test", units=8, depth=16)
+REGISTERS = Plan("grid", "a test", units=8, depth=16, split=2, held="registers")
 SEEDS = range(8)
 CPU = torch.device("cpu")
 
@@ -55,6 +56,30 @@ def test_the_order_of_programs_changes_no_bit(cell: str) -> None:
     assert_accurate(first, run(yardstick(problem), problem), run(readable, problem.to(torch.float64)))
     for seed in SEEDS[1:5]:
         assert_same(found_in(problem, seed, everywhere=seed % 2 == 0), first)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_order_of_programs_changes_no_bit_of_kernels_in_gluon(use: Callable[[Plan], None], cell: str) -> None:
+    use(REGISTERS)
+    problem = draw(cell, 3, 3, 2, 20, bidirectional=True, layout="packed", dtype=torch.bfloat16)
+    first = found_in(problem, 0)
+    for seed in SEEDS[1:4]:
+        assert_same(found_in(problem, seed, everywhere=seed % 2 == 0), first)
+
+
+def test_kernels_in_gluon_need_their_barrier(use: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(REGISTERS)
+    problem = draw("lstm", 4, 3, 2, 20, bidirectional=True, dtype=torch.bfloat16)
+    with schedule(0):
+        right = fast()(problem)[0]
+        monkeypatch.setattr(barrier, "wait", do_not_wait)
+        wrong = fast()(problem)[0]
+    assert not torch.equal(right, wrong)
+
+
+@triton.jit
+def do_not_wait(counter_ptr, arrivals, patience, error_ptr, s):
+    return patience
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -21,6 +21,7 @@ PLANS = {
     "resident": Plan("resident", "a test"),
     "gates apart": Plan("resident", "a test", together=1),
     "grid": Plan("grid", "a test", units=8, depth=16),
+    "grid in registers": Plan("grid", "a test", units=8, depth=16, split=2, held="registers"),
     "stepwise": Plan("stepwise", "a test", units=16, depth=16),
     "products by torch": Plan("stepwise", "a test", units=32, product="torch"),
 }
@@ -76,6 +77,16 @@ def test_products_of_short_numbers_by_torch(use: Use, dtype: torch.dtype) -> Non
     use("products by torch")
     for cell in ("lstm", "gru"):
         check(draw(cell, 5, layout="lengths", dtype=dtype), tapes=["full"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@ALL
+def test_weights_in_registers(use: Use, cell: str, layout: str) -> None:
+    """Kernels in Gluon, for 16-bit numbers: every kind of layer; H has several parts, and is no multiple of them."""
+    use("grid in registers")
+    kind = {"layout": layout, "reset": True, "cells": True, "dtype": torch.bfloat16}
+    check(draw(cell, 3, 5, 4, 37, bidirectional=True, **kind))
+    check(draw(cell, 4, 17, 3, 20, layout=layout, dtype=torch.float16), tapes=["full"])
 
 
 @ALL

@@ -1,0 +1,206 @@
+"""The grid strategy in Gluon, for 16-bit numbers on NVIDIA's GPUs from compute capability 8.0 on: weights in registers.
+
+Triton's compiler keeps weights that are loaded before a loop in shared memory, and reads all of them at every step.
+Gluon has layouts in the program's hands: here each warp has its part of W_hh, along the sum, in registers in the layout
+that matrix units take, for all steps. Shared memory is for the state as it comes in and for the sums of the warps,
+which are added up by the threads that own a unit, without a shuffle.
+
+Everything else is that of :mod:`fastrnn.kernels.grid` and :mod:`fastrnn.kernels.grid_backward`: their time loops,
+called with products of this module's own.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from fastrnn.kernels.grid import recur_forward
+from fastrnn.kernels.grid_backward import product_ptr, recur_backward
+
+
+@gluon.constexpr_function
+def matrix_layout(split):
+    """Of sums: each warp has its own."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[split, 1, 1], instr_shape=[1, 16, 8])
+
+
+@gluon.constexpr_function
+def factor_layout(split, depth):
+    """Of the state as it is read: 16 bytes a thread, along a row."""
+    across = min(32, depth // 8)
+    return gl.BlockedLayout([1, 1, 8], [1, 32 // across, across], [split, 1, 1], [2, 1, 0])
+
+
+@gluon.constexpr_function
+def sum_layout(split, rows, units):
+    """Of the sums of all warps, when they are added up: a thread has those of all warps."""
+    across = min(units, 32)
+    down = 32 // across
+    warps_down = min(split, max(1, rows // down))
+    return gl.BlockedLayout([split, 1, 1], [1, down, across], [1, warps_down, split // warps_down], [2, 1, 0])
+
+
+@gluon.constexpr_function
+def parts_of(hidden, split, depth):
+    """How many parts of the sum, of ``split * depth`` each."""
+    return -(-hidden // (split * depth))
+
+
+@gluon.jit
+def tile_index(SPLIT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+    """The three indices of a tensor of a layout, along their axes."""
+    s = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
+    r = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
+    c = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))
+    return s[:, None, None], r[None, :, None], c[None, None, :]
+
+
+@gluon.jit
+def places(dtype: gl.constexpr, COUNT: gl.constexpr, SPLIT: gl.constexpr, BB: gl.constexpr, BK: gl.constexpr):
+    """Shared memory for parts of a state."""
+    layout: gl.constexpr = gl.SwizzledSharedLayout(vec=8, per_phase=1, max_phase=min(8, BK // 8), order=[2, 1, 0])
+    found = ()
+    for _ in gl.static_range(COUNT):
+        found = found + (gl.allocate_shared_memory(dtype, [SPLIT, BB, BK], layout),)
+    return found
+
+
+@gluon.jit
+def read_rows(x_ptr, in_tile, STRIDE: gl.constexpr, H: gl.constexpr, SPLIT: gl.constexpr, BB: gl.constexpr,
+              BK: gl.constexpr):  # fmt: skip
+    """What other programs have stored at ``x_ptr``, in parts; past the first-level cache."""
+    layout: gl.constexpr = factor_layout(SPLIT, BK)
+    s, r, k = tile_index(SPLIT, BB, BK, layout)
+    factors = ()
+    for j in gl.static_range(parts_of(H, SPLIT, BK)):
+        at = j * SPLIT * BK + s * BK + k
+        inside = (r < in_tile) & (at < H)
+        factors = factors + (gl.load(x_ptr + (r * STRIDE + at), mask=inside, other=0.0, cache_modifier=".cg"),)
+    return factors
+
+
+@gluon.jit
+def add_products(sums, factors, ws, hs, FIRST: gl.constexpr, SPLIT: gl.constexpr):
+    """Add the products of factors, by way of shared memory, with the weights from number FIRST on."""
+    layout: gl.constexpr = gl.DotOperandLayout(0, matrix_layout(SPLIT), 2)
+    for j in gl.static_range(len(factors)):
+        hs[j].store(factors[j])
+    for j in gl.static_range(len(factors)):
+        sums = mma_v2(hs[j].load(layout), ws[FIRST + j], sums)
+    return sums
+
+
+@gluon.jit
+def multiply_in_registers(
+    x_ptr, rows, held, in_tile, compute, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr, H: gl.constexpr,
+    SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr,
+):  # fmt: skip
+    """As :func:`fastrnn.kernels.grid.multiply_shared`."""
+    ws, hs, red = held[0], held[1], held[2]
+    MMA: gl.constexpr = matrix_layout(SPLIT)
+    SUMS: gl.constexpr = sum_layout(SPLIT, BB, BU)
+    factors = read_rows(x_ptr, in_tile, H, H, SPLIT, BB, BK)
+    zeros = gl.zeros([SPLIT, BB, W * BU], gl.float32, layout=MMA)
+    red.store(add_products(zeros, factors, ws, hs, 0, SPLIT))
+    products = ()
+    for g in gl.static_range(W):
+        total = gl.sum(red.slice(g * BU, BU, dim=2).load(SUMS), axis=0)
+        products = products + (gl.where(rows[:, None], total, 0.0),)
+    return products
+
+
+@gluon.jit
+def multiply_in_registers_backward(
+    step_ptr, rows, held, in_tile, compute, CELL: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr,
+    H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr, AHEAD: gl.constexpr,
+):  # fmt: skip
+    """As :func:`fastrnn.kernels.grid_backward.multiply_shared`."""
+    ws, hs, red = held[0], held[1], held[2]
+    MMA: gl.constexpr = matrix_layout(SPLIT)
+    SUMS: gl.constexpr = sum_layout(SPLIT, BB, BU)
+    G: gl.constexpr = 3 if CELL == "gru" else W
+    PARTS: gl.constexpr = parts_of(H, SPLIT, BK)
+    sums = gl.zeros([SPLIT, BB, BU], gl.float32, layout=MMA)
+    if AHEAD:
+        factors = read_rows(step_ptr, in_tile, W * H, H, SPLIT, BB, BK)
+        for g in gl.static_range(G):
+            after = factors
+            if g + 1 < G:
+                after = read_rows(product_ptr(step_ptr, CELL, g + 1, H), in_tile, W * H, H, SPLIT, BB, BK)
+            sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
+            factors = after
+    else:
+        for g in gl.static_range(G):
+            factors = read_rows(product_ptr(step_ptr, CELL, g, H), in_tile, W * H, H, SPLIT, BB, BK)
+            sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
+    red.store(sums)
+    return gl.where(rows[:, None], gl.sum(red.load(SUMS), axis=0), 0.0)
+
+
+@gluon.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
+def gluon_grid_forward(
+    pre_ptr, w_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+    reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+    CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
+    SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, CHUNK: gl.constexpr, PRECISION: gl.constexpr,
+    APART: gl.constexpr,
+):  # fmt: skip
+    """As :func:`fastrnn.kernels.grid.grid_forward`."""
+    MMA: gl.constexpr = matrix_layout(SPLIT)
+    PLACE: gl.constexpr = gl.SliceLayout(0, sum_layout(SPLIT, BB, BU))
+    UNIT_TILES: gl.constexpr = (H + BU - 1) // BU
+    G: gl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
+    s, k, p = tile_index(SPLIT, BK, W * BU, gl.DotOperandLayout(1, MMA, 2))
+    part, unit = p // BU, u0 + p % BU
+    inside = unit < H
+    if CELL == "gru":  # the third has no product, and the fourth that of the third gate
+        inside = inside & (part != 2)
+        part = gl.where(part == 3, 2, part)
+    ws = ()
+    for j in gl.static_range(parts_of(H, SPLIT, BK)):
+        at = j * SPLIT * BK + s * BK + k
+        w_at = d * (G * H * H) + (part * H + unit) * H + at
+        ws = ws + (gl.load(w_ptr + w_at, mask=inside & (at < H), other=0.0),)
+    hs = places(w_ptr.dtype.element_ty, parts_of(H, SPLIT, BK), SPLIT, BB, BK)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(vec=1, per_phase=1, max_phase=1, order=[2, 1, 0])
+    red = gl.allocate_shared_memory(gl.float32, [SPLIT, BB, W * BU], plain)
+    i, u = gl.arange(0, BB, layout=gl.SliceLayout(1, PLACE)), gl.arange(0, BU, layout=gl.SliceLayout(0, PLACE))
+    recur_forward(
+        multiply_in_registers, (ws, hs, red), i, u0 + u, tile, d,
+        pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+        reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART,
+    )  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
+def gluon_grid_backward(
+    gates_ptr, state_ptr, c_prev_ptr, w_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+    lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+    CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
+    SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, STATE_WHOLE: gl.constexpr, PRECISION: gl.constexpr,
+    APART: gl.constexpr, AHEAD: gl.constexpr,
+):  # fmt: skip
+    """As :func:`fastrnn.kernels.grid_backward.grid_backward`."""
+    MMA: gl.constexpr = matrix_layout(SPLIT)
+    PLACE: gl.constexpr = gl.SliceLayout(0, sum_layout(SPLIT, BB, BU))
+    UNIT_TILES: gl.constexpr = (H + BU - 1) // BU
+    G: gl.constexpr = 3 if CELL == "gru" else W
+    tile, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
+    s, k, p = tile_index(SPLIT, BK, BU, gl.DotOperandLayout(1, MMA, 2))
+    ws = ()
+    for g in gl.static_range(G):
+        for j in gl.static_range(parts_of(H, SPLIT, BK)):
+            at = j * SPLIT * BK + s * BK + k
+            w_at = d * (G * H * H) + (u0 + p) * (G * H) + g * H + at
+            ws = ws + (gl.load(w_ptr + w_at, mask=(u0 + p < H) & (at < H), other=0.0),)
+    hs = places(w_ptr.dtype.element_ty, parts_of(H, SPLIT, BK), SPLIT, BB, BK)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(vec=1, per_phase=1, max_phase=1, order=[2, 1, 0])
+    red = gl.allocate_shared_memory(gl.float32, [SPLIT, BB, BU], plain)
+    i, u = gl.arange(0, BB, layout=gl.SliceLayout(1, PLACE)), gl.arange(0, BU, layout=gl.SliceLayout(0, PLACE))
+    recur_backward(
+        multiply_in_registers_backward, (ws, hs, red), i, u0 + u, tile, d,
+        gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+        lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, AHEAD,
+    )  # fmt: skip
