@@ -53,7 +53,9 @@ class _Errors:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.words = torch.zeros(MOST_KERNELS, dtype=torch.int32, pin_memory=device.type == "cuda")
+        with torch.inference_mode(False):  # or it could not be cleared outside of it
+            pinned = device.type == "cuda"
+            self.words = torch.zeros(MOST_KERNELS, dtype=torch.int32, device="cpu", pin_memory=pinned)
         self.kernels: list[str] = []
 
     def word(self, kernel: str) -> Tensor:

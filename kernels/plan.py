@@ -206,7 +206,7 @@ def plan_kernels(
             stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
             precision=precision,
         )
-    if _forced.get("strategy", "grid") == "grid" and (_forced or steps >= FEWEST_STEPS):
+    if _forced.get("strategy", "grid") == "grid" and ("strategy" in _forced or steps >= FEWEST_STEPS):
         chosen = _grid_or(chosen, cell, batch, hidden, dtype, directions, facts, reason)
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
 
