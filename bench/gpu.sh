@@ -3,8 +3,8 @@
 #
 #   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
 #
-# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu` (latency, forward,
-# training, stacks, reset, packed, recorded); default: all of them. Each of the first five, and all that is measured
+# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu` (latency, barrier,
+# forward, training, stacks, reset, packed, recorded); default: all of them. Each of the first five, and all that is measured
 # together, ends within ten minutes, finished or not. Everything is written under OUT_DIR (default: $OUT, else
 # bench/results/gpu). The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
 # installed. A stage that fails or takes too long, does not keep the next ones from running; the exit status says
@@ -33,7 +33,7 @@ while [[ $# -gt 0 ]]; do
       while [[ $# -gt 0 && $1 != -* ]]; do
         case $1 in
           build | tests-gpu | tests | tests-interpreted | sanitizer) stages+=("$1") ;;
-          latency | forward | training | stacks | reset | packed | recorded) measured+=("$1") ;;
+          latency | barrier | forward | training | stacks | reset | packed | recorded) measured+=("$1") ;;
           *)
             echo "bench/gpu.sh: there is no part $1" >&2
             exit 2

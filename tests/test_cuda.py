@@ -177,3 +177,28 @@ torch.cuda.synchronize()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "lengths: expected numbers from 1 to 5" in done.stderr
+
+
+@pytest.mark.gpu
+def test_ten_million_steps_with_a_barrier() -> None:
+    """As many programs as run at once, each of which reads at every step what all have stored."""
+    from bench.gpu.launched import meet
+    from fastrnn.kernels import barrier
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert not meet(min(128, barrier.most_programs(device)), 10_000_000, device).any()
+    barrier.check(device)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
+@pytest.mark.parametrize("hidden", [256, 512, 768, 1024])
+@pytest.mark.parametrize("held", ["shared", "registers"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_layers_spread_over_the_gpu(cell: str, held: str, hidden: int) -> None:
+    """The sizes that the grid strategy is for, as it would be planned."""
+    p = draw(cell, 40, 17, 16, hidden, layout="lengths", dtype=torch.bfloat16)
+    true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
+    with forced(strategy="grid", held=held):
+        found = {name: t.cpu() for name, t in run(fast("full"), on_gpu(p)).items()}
+    assert_accurate(found, theirs, true)

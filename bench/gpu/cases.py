@@ -8,7 +8,7 @@ from bench.grid import CELLS, Shape
 from bench.plan import MODES
 from bench.results import Case
 
-PARTS = ("latency", "forward", "training", "stacks", "reset", "packed", "recorded")
+PARTS = ("latency", "barrier", "forward", "training", "stacks", "reset", "packed", "recorded")
 MEASURED = CELLS[:3]  # of rnn_relu there is little to learn that rnn_tanh does not tell
 BATCHES = (1, 16, 64, 256)
 HIDDEN = (64, 128, 256, 512, 1024)

@@ -5,13 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bench import results
 from bench.arguments import positive_float, positive_int
-from bench.gpu import cases, contestants, latency, measure
+from bench.gpu import cases, contestants, latency, measure, meeting
 from bench.gpu.cases import Selection, Task
 from bench.grid import CELLS
 from bench.results import BASELINE, Row
@@ -108,13 +109,16 @@ def _show(rows: Sequence[Row], path: Path) -> None:
 
 def measured(selection: Selection, options: argparse.Namespace, limit: Limit, problems: list[str]) -> Iterator[Row]:
     """Every row that is asked for, in order; those that cannot be measured without times, but with the reason."""
-    if "latency" in selection.parts:
+    for part, least in (
+        ("latency", partial(latency.rows, selection.numbers(), LATENCY_SECONDS)),
+        ("barrier", partial(meeting.rows, LATENCY_SECONDS)),
+    ):
         try:
-            for row in latency.rows(selection.numbers(), LATENCY_SECONDS):
+            for row in least() if part in selection.parts else ():
                 print(f"{row.detail['what']}: {1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}")
                 yield row
         except Exception as error:
-            problems.append(f"latency: {measure.first_line(error)}")
+            problems.append(f"{part}: {measure.first_line(error)}")
     lost = ""  # why nothing more can be measured, if so
     for task in cases.tasks(selection):
         left, reason = list(task.modes), lost or limit.reason

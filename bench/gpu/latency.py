@@ -24,12 +24,12 @@ STEPS = ((1, 256), (64, 256), (1, 1024), (64, 1024))  # B and H of an LSTM's ste
 def rows(numbers: Sequence[tuple[str, bool | None]], seconds: float) -> Iterator[Row]:
     """Launches first, then products of each kind of numbers, then reading."""
     x = torch.zeros(1, device=contestants.DEVICE)
-    yield _row("launch: torch", lambda: x.add_(1), seconds)
+    yield row("launch: torch", lambda: x.add_(1), seconds)
     if find_spec("triton") is not None and x.is_cuda:
         from bench.gpu.launched import touch
 
-        yield _row("launch: Triton", lambda: touch(x), seconds)
-    yield _row("launch: in a graph", lambda: x.add_(1), seconds, chain=True)
+        yield row("launch: Triton", lambda: touch(x), seconds)
+    yield row("launch: in a graph", lambda: x.add_(1), seconds, chain=True)
     for dtype, tf32 in numbers:
         with clock.tf32(bool(tf32)):
             detail = {"tf32": tf32, "dtype": dtype}
@@ -38,25 +38,30 @@ def rows(numbers: Sequence[tuple[str, bool | None]], seconds: float) -> Iterator
             n = measure.PRODUCT
             matrix = torch.randn(n, n, device=contestants.DEVICE).to(DTYPES[dtype])
             run: Callable[[], object] = partial(torch.mm, matrix, matrix)
-            yield _row(f"product, {n} square, {kind}", run, seconds, detail | {"rate": f"{rate / 1e12:.0f} TFlop/s"})
+            yield row(f"product, {n} square, {kind}", run, seconds, detail | {"rate": f"{rate / 1e12:.0f} TFlop/s"})
             for batch, hidden in STEPS:
                 h = torch.randn(batch, hidden, device=contestants.DEVICE).to(DTYPES[dtype])
                 w = torch.randn(hidden, 4 * hidden, device=contestants.DEVICE).to(DTYPES[dtype])
                 out = h.new_empty(batch, 4 * hidden)
                 run = partial(torch.mm, h, w, out=out)
-                yield _row(f"step's product in a graph, B{batch} H{hidden}, {kind}", run, seconds, detail, chain=True)
+                yield row(f"step's product in a graph, B{batch} H{hidden}, {kind}", run, seconds, detail, chain=True)
     source = torch.zeros(COPIED, dtype=torch.uint8, device=contestants.DEVICE)
     target = torch.empty_like(source)
-    row = _row(f"copy of {COPIED >> 20} MiB", lambda: target.copy_(source), seconds)
-    row.detail["rate"] = f"{2 * COPIED / row.times['torch'].median / 1e12:.2f} TB/s"
-    yield row
+    copied = row(f"copy of {COPIED >> 20} MiB", lambda: target.copy_(source), seconds)
+    copied.detail["rate"] = f"{2 * COPIED / copied.times['torch'].median / 1e12:.2f} TB/s"
+    yield copied
 
 
-def _row(
-    what: str, run: Callable[[], object], seconds: float, detail: dict[str, Any] | None = None, chain: bool = False
+def row(
+    what: str,
+    run: Callable[[], object],
+    seconds: float,
+    detail: dict[str, Any] | None = None,
+    chain: bool = False,
+    calls: int = 1,
 ) -> Row:
-    """The time of one call; in a chain, of one of many in a graph."""
-    call, calls = clock.Call(run), 1
+    """The time of one of the ``calls`` that a call makes; in a chain, of one of many in a graph."""
+    call = clock.Call(run)
     if chain:
         call, calls = clock.captured(clock.Call(partial(_repeated, run))), CHAIN
     took = timing.measure({"torch": call}, seconds, clock=clock.by_events)["torch"]

@@ -184,8 +184,28 @@ def test_what_a_gpu_reports_late_is_raised_in_the_next_call() -> None:
     fast()(problem)
 
 
+def test_errors_of_a_first_call_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barrier, "_errors", {})
+    with torch.inference_mode():
+        fast("none")(draw("rnn_tanh", 2, 3, 2, 20))
+    barrier._errors_of(CPU).word("grid_forward").fill_(1)
+    with pytest.raises(RuntimeError, match="grid_forward at step 0"):
+        barrier.check(CPU)
+
+
 def test_more_programs_than_run_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(barrier, "most_programs", lambda device: 5)
     with pytest.raises(RuntimeError, match="the 6 programs of grid_forward have to run at once; cpu runs 5"):
         fast()(draw("gru", 2, 3, 2, 20, bidirectional=True))
     fast()(draw("gru", 2, 3, 2, 16, bidirectional=True))
+
+
+def test_what_the_benchmarks_watch_a_barrier_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu.launched import meet
+
+    for seed in SEEDS:
+        with schedule(seed):
+            assert not meet(5, 20, CPU).any()
+    monkeypatch.setattr(barrier, "wait", do_not_wait)
+    with schedule(0):
+        assert meet(5, 20, CPU).any()
