@@ -272,18 +272,19 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
     small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
-    assert list(small) == ["fastrnn resident", "fastrnn stepwise"]
+    assert list(small) == ["fastrnn resident", "fastrnn grid", "fastrnn stepwise"]
     assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip
     large = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True))
-    assert {name: p.precision for name, p in large.items()} == {"fastrnn stepwise": "tf32"}
+    assert {name: p.precision for name, p in large.items()} == {"fastrnn stepwise": "tf32", "fastrnn grid": "tf32"}
     recorded = contestants.forced_plans(replace(TASK, benchmark="recorded", dtype="float16", tf32=None))
     assert {name: (p.strategy, p.graphs) for name, p in recorded.items()} == {
         "fastrnn stepwise": ("stepwise", False),
         "fastrnn recorded": ("stepwise", True),
     }
-    with contestants._forced(large["fastrnn stepwise"]):
-        chosen = plan.plan("gru", 3, 2, 512, 512, torch.float32, 1, h100)
-    assert replace(chosen, reason="") == replace(large["fastrnn stepwise"], reason="")
+    for made in large.values():
+        with contestants._forced(made):
+            chosen = plan.plan("gru", 3, 2, 512, 512, torch.float32, 1, h100)
+        assert replace(chosen, reason="") == replace(made, reason="")
 
 
 @pytest.mark.parametrize("arguments", [["--part", "x"], ["--minutes", "0"], ["--dtype", "float64"], ["--batch", "0"]])
