@@ -334,7 +334,7 @@ def test_tiny_layers_are_run_and_looked_at(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sanitize, "_forced", forced)
     monkeypatch.setattr(sanitize, "find_spec", lambda name: name)
     assert sanitize.main(["--device", "cpu"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4 * 2 * 3
+    assert len(capsys.readouterr().out.splitlines()) == 4 * 2 * 4
     monkeypatch.setattr(sanitize, "_run", lambda *_: False)
     assert sanitize.main(["--device", "cpu"]) == 1
     assert "not finite: lstm float32 resident, full tape" in capsys.readouterr().err

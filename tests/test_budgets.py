@@ -28,8 +28,8 @@ SLACK = 8  # registers by which a thread may have more: assemblers hand them out
 class Budget(NamedTuple):
     """At most so many, but for tensor-core instructions: exactly so many. Of the loop, or all where it was unrolled.
 
-    The loop of a resident or a grid kernel goes through time, and its loads are those of a step: W_hh would be more. One
-    or two of a resident kernel's backward are never done (see :func:`fastrnn.kernels.resident.as_loaded`).
+    The loop of a resident or a grid kernel goes through time, and its loads are those of a step: W_hh would be more.
+    One or two of a resident kernel's backward are never done (see :func:`fastrnn.kernels.resident.as_loaded`).
     """
 
     registers: int
