@@ -94,6 +94,10 @@ class Plan:
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
 
 
+# Whether plans that nobody forces may have programs exchange states, which is the grid strategy. Where it went wrong,
+# numbers would be wrong; that it is right on a device, and faster, no GPU has shown yet.
+EXCHANGES = False
+
 _forced: dict[str, object] = {}
 
 
@@ -206,7 +210,7 @@ def plan_kernels(
             stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
             precision=precision,
         )
-    if _forced.get("strategy", "grid") == "grid" and ("strategy" in _forced or steps >= FEWEST_STEPS):
+    if _forced["strategy"] == "grid" if "strategy" in _forced else EXCHANGES and steps >= FEWEST_STEPS:
         chosen = _grid_or(chosen, cell, batch, hidden, dtype, directions, facts, reason)
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
 

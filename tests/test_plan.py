@@ -20,6 +20,12 @@ GPUS = (H100, A100, RTX5090, T4, MI300)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@pytest.fixture
+def exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plans will be once a GPU has shown that programs exchange states as they should."""
+    monkeypatch.setattr("fastrnn.kernels.plan.EXCHANGES", True)
+
+
 def choose(
     cell: str = "lstm",
     hidden: int = 128,
@@ -71,6 +77,7 @@ def test_what_torch_does_not_have_is_for_our_kernels() -> None:
     assert choose(facts=T4, beyond_torch="reset").strategy == "torch"
 
 
+@pytest.mark.usefixtures("exchanges")
 def test_kernels_fit_the_device() -> None:
     sizes = product(CELLS, (1, 3, 16, 17, 100, 1000), (1, 16, 33, 64, 100, 128, 200, 513, 2048), DTYPES, GPUS, (1, 2))
     for cell, batch, hidden, dtype, facts, directions in sizes:
@@ -86,6 +93,7 @@ def test_kernels_fit_the_device() -> None:
             assert resident_memory(cell, hidden, dtype.itemsize) <= facts.shared_memory_per_block
 
 
+@pytest.mark.usefixtures("exchanges")
 def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
     for cell, hidden, batch in product(CELLS, (192, 256, 512, 768, 1024), (1, 16, 32)):
         chosen = choose(cell, hidden, batch=batch)
@@ -98,6 +106,14 @@ def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
         assert (chosen.strategy, chosen.held) == ("grid", "shared")
 
 
+def test_programs_exchange_states_only_where_that_is_forced() -> None:
+    for cell, hidden, batch in product(CELLS, (192, 512, 1024), (1, 16, 32)):
+        assert choose(cell, hidden, batch=batch).strategy == "stepwise"
+    with forced(strategy="grid"):
+        assert choose(hidden=512).split > 1
+
+
+@pytest.mark.usefixtures("exchanges")
 @pytest.mark.parametrize(
     "options",
     [{"hidden": 1025}, {"batch": 256, "hidden": 1024}, {"steps": 7}, {"dtype": torch.float64}, {"hidden": 128}],
@@ -136,6 +152,7 @@ def test_large_products_are_cublas() -> None:
     assert choose(hidden=512, batch=16, steps=1).product == "fused"
 
 
+@pytest.mark.usefixtures("exchanges")
 def test_plans_are_values() -> None:
     assert choose() == choose()
     assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"

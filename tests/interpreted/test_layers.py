@@ -307,6 +307,7 @@ def test_lengths_are_transferred_once(use: Use, layout: str, monkeypatch: pytest
 def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is registered for CUDA, on CPU tensors: facts come from elsewhere, and no device is set."""
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+    monkeypatch.setattr("fastrnn.kernels.plan.EXCHANGES", True)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
     monkeypatch.setattr(_cuda, "tf32_allowed", lambda: False)  # torch's layer on the CPU, to compare with, has none
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
