@@ -14,6 +14,7 @@ from torch.nn.modules import rnn as stock
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, functional, nn
+from fastrnn._autocast import under_autocast
 from fastrnn._modules import Fast, has_own_forward, layer_class
 from fastrnn._validate import Stack
 from fastrnn.convert import recurrent_layers, why_left
@@ -185,7 +186,7 @@ def _plan(
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.
-    dtype = functional._autocast(stack.cell, packed or is_cell, x[:0], (), [params[0][:0]])[0].dtype
+    dtype = under_autocast(stack.cell, packed or is_cell, x[:0], (), [params[0][:0]])[0].dtype
     hidden, threads = params[1].shape[1], torch.get_num_threads()
     kernels = [
         _C.cpu_plan(stack.cell, steps, batch, features, hidden, stack.directions, str(dtype)[6:], threads)

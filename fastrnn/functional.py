@@ -13,6 +13,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import _autograd, _shortcut, _validate, reference
+from fastrnn._autocast import under_autocast
 from fastrnn._validate import Stack
 from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
@@ -349,7 +350,7 @@ def _layers(
     """The stack on one of fastrnn's own engines: a layer a call, dropout between them."""
     x, batch_sizes, lengths, reset = sequences
     by_steps = by_steps or batch_sizes is not None
-    x, state, params, result_dtype = _autocast(stack.cell, by_steps, x, state, params)
+    x, state, params, result_dtype = under_autocast(stack.cell, by_steps, x, state, params)
     directions, has_c = stack.directions, CELLS[stack.cell].has_c
     finals: list[tuple[Tensor, ...]] = []
     cells: Tensor | None = None
@@ -481,24 +482,3 @@ def _step(
     initial = tuple(s.unsqueeze(0) for s in state)
     _, after, _ = _layers(chosen, Stack(cell, bias=b_ih is not None), sequences, initial, params, False, by_steps=True)
     return tuple(s[0] if batched else s[0, 0] for s in after)
-
-
-def _autocast(
-    cell: str, by_steps: bool, x: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]
-) -> tuple[Tensor, tuple[Tensor, ...], Sequence[Tensor], torch.dtype | None]:
-    """Under autocast, cast so that the results have the dtypes that torch.nn's have there.
-
-    torch's CPU autocast runs a dense LSTM and every RNN in the autocast dtype. A GRU, and an LSTM that it computes step
-    by step (``by_steps``: packed, or a cell), keep their state, and so their output, in the dtype that input and hx
-    promote to: those run in the weights' dtype here, which is no less precise. Returns the cast tensors and, for
-    those, the dtype of the results. On a GPU everything is in the autocast dtype, as cuDNN has it.
-    """
-    device = x.device.type
-    if not _validate.autocast_enabled(device):
-        return x, state, params, None
-    dtype, result = torch.get_autocast_dtype(device), None
-    if device == "cpu" and (cell == "gru" or (cell == "lstm" and by_steps)):
-        dtype, result = params[0].dtype, x.dtype
-        for s in state:
-            result = torch.promote_types(result, s.dtype)
-    return x.to(dtype), tuple(s.to(dtype) for s in state), [p.to(dtype) for p in params], result
