@@ -128,3 +128,14 @@ def test_gymnasiums_carts_move_as_these_do(tmp_path: Path) -> None:
 def test_there_is_no_data_to_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no --data"):
         made("partially_observed_control", f"--data={tmp_path}")
+
+
+def test_gymnasiums_carts_begin_anew_where_they_fall() -> None:
+    pytest.importorskip("gymnasium")
+    carts = control.GymnasiumCarts(torch.rand(3, 4))
+    fallen = 0
+    for _ in range(60):
+        ended = carts.step(torch.ones(3, dtype=torch.bool), torch.rand(3, 4))
+        assert (carts.state[ended].abs() <= 0.05).all()
+        fallen += int(ended.sum())
+    assert fallen >= 6

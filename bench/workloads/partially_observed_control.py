@@ -89,6 +89,7 @@ class GymnasiumCarts:
         self._carts = gymnasium.make_vec(
             "CartPole-v1",
             num_envs=len(drawn),
+            vectorization_mode="sync",  # the carts' own vectorization takes no vector_kwargs
             vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
             max_episode_steps=10**9,
         )
