@@ -19,7 +19,7 @@ from bench.workloads.learner import DivergedError
 from bench.workloads.workload import DataError
 
 REFRESH = 0.25  # seconds between two looks at the progress
-WIDTH = 120  # where there is no terminal, which has a width of its own
+WIDTH = 160  # where there is no terminal, which has a width of its own
 
 
 def main(arguments: Sequence[str]) -> int:
