@@ -20,6 +20,7 @@ from fastrnn.reference import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
+_CPU = Plan("cpu", "C++", "an ordinary dense call, which C++ has looked at")
 Hidden = Tensor | tuple[Tensor, Tensor]
 Sequences = Tensor | PackedSequence
 
@@ -263,10 +264,10 @@ def _stack(
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
+    ordinary = False  # what C++ has found nothing wrong with, and computes itself
     if isinstance(input, Tensor) and lengths is None and reset is None and not return_cells and not stack.proj_size:
         shape = (stack.num_layers, stack.bidirectional, stack.batch_first)
-        if _shortcut.is_sequence(stack.cell, input, hx, params, *shape):
-            return _ordinary(stack, input, hx, params)
+        ordinary = _shortcut.is_sequence(stack.cell, input, hx, params, *shape)
     batch_sizes: Tensor | None
     order: Tensor | None
     unorder: Tensor | None
@@ -286,8 +287,9 @@ def _stack(
     state = _validate.hidden(name, hx, batched, packed)
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
-    _validate.sizes(stack, x, batch_sizes, state, params)
-    half_weights = _validate.half_weights(x, params)
+    if not ordinary:
+        _validate.sizes(stack, x, batch_sizes, state, params)
+    half_weights = not ordinary and _validate.half_weights(x, params)
     if half_weights:
         _validate.inference(x, state, params)
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -301,7 +303,7 @@ def _stack(
 
     trains = steps == 1 and wants_gradients(x, *state, *params)
     single = single_rows(stack, x, steps, batch, trains) if not packed and lengths_ is None else 0
-    chosen = plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
+    chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
@@ -319,23 +321,6 @@ def _stack(
     if not batched:
         state = tuple(s.squeeze(1) for s in state)
     return restore(y), state, None if cells is None else restore(cells)
-
-
-def _ordinary(
-    stack: Stack, x: Tensor, hx: Any, params: Sequence[Tensor]
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-    """Dense sequences that the C++ engine has found nothing wrong with."""
-    batched = x.dim() == 3
-    state = () if hx is None else hx if CELLS[stack.cell].has_c else (hx,)
-    if not batched:
-        x, state = x.unsqueeze(1), tuple(s.unsqueeze(1) for s in state)
-    elif stack.batch_first:
-        x = x.transpose(0, 1)
-    chosen = Plan("cpu", "C++", "")
-    y, state, _ = _layers(chosen, stack, _Batch(x, None, None, None), state, params, False)
-    if not batched:
-        return y.squeeze(1), tuple(s.squeeze(1) for s in state), None
-    return y.transpose(0, 1) if stack.batch_first else y, state, None
 
 
 def _layers(

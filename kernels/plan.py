@@ -210,7 +210,8 @@ def plan_kernels(
             stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
             precision=precision,
         )
-    if _forced["strategy"] == "grid" if "strategy" in _forced else EXCHANGES and steps >= FEWEST_STEPS:
+    by_itself = "grid" if EXCHANGES and steps >= FEWEST_STEPS else chosen.strategy
+    if _forced.get("strategy", by_itself) == "grid":
         chosen = _grid_or(chosen, cell, batch, hidden, dtype, directions, facts, reason)
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
 
