@@ -10,26 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn._dynamo import constant
 from fastrnn._ops import Gradients, Outputs
-from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, read_facts, tf32_allowed
+from fastrnn.kernels.measured import Work
+from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed
 
 HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
 
 def facts_of(device: torch.device) -> DeviceFacts:
     """The facts of a CUDA device."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    # Dynamo knows the device's properties, but not functools' cache.
-    return read_facts(index) if torch.compiler.is_compiling() else device_facts(index)
+    return _facts(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _plan(cell: str, x: Tensor, weights: list[Tensor], bidirectional: bool, batch_sizes: Tensor | None) -> Plan:
+@constant  # for it reads files
+def _facts(index: int) -> DeviceFacts:
+    return device_facts(index)
+
+
+def _plan(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    trains: bool,
+) -> Plan:
     if not HAS_TRITON:
         raise RuntimeError("fastrnn: the engine for CUDA tensors needs Triton: pip install triton")
     steps, batch = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
-    inputs, hidden = x.shape[-1], weights[1].shape[-1]
-    sizes = (cell, steps, batch, inputs, hidden, x.dtype, 2 if bidirectional else 1)
-    return plan_kernels(*sizes, facts_of(x.device), allow_tf32=tf32_allowed())
+    work = Work(
+        *(cell, steps, batch, x.shape[-1], weights[1].shape[-1], x.dtype),
+        directions=2 if bidirectional else 1,
+        trains=trains,
+        packed=batch_sizes is not None or lengths is not None,
+        tf32=tf32_allowed(x.dtype),
+    )
+    return plan_kernels(work, facts_of(x.device))
 
 
 def layer_forward(
@@ -40,14 +58,17 @@ def layer_forward(
     weights: list[Tensor],
     bidirectional: bool,
     batch_sizes: Tensor | None,
-    *rest: Any,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    tape: str,
+    cells: bool,
 ) -> Outputs:
     """``fastrnn::layer_forward``."""
     with torch.cuda.device(x.device):
-        plan = _plan(cell, x, weights, bidirectional, batch_sizes)
+        plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, tape != "none")
         from fastrnn.kernels import layer
 
-        return layer.forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, *rest)
+        return layer.forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset, tape, cells)
 
 
 def layer_backward(
@@ -62,14 +83,15 @@ def layer_backward(
     weights: list[Tensor],
     bidirectional: bool,
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
     *rest: Any,
 ) -> Gradients:
     """``fastrnn::layer_backward``."""
     with torch.cuda.device(x.device):
-        plan = _plan(cell, x, weights, bidirectional, batch_sizes)
+        plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, trains=True)
         from fastrnn.kernels import layer
 
-        layers = (x, h0, c0, weights, bidirectional, batch_sizes)
+        layers = (x, h0, c0, weights, bidirectional, batch_sizes, lengths)
         return layer.backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)
 
 

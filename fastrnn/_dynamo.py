@@ -7,16 +7,26 @@ nothing else: how it treats torch's own layers stays the user's choice.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.nn import Module
 
+Function = TypeVar("Function", bound=Callable[..., object])
 BUILDER = "torch._dynamo.variables.builder"
+
+
+def constant(function: Function) -> Function:
+    """Have Dynamo call a function and take what it gives for a constant, without looking inside.
+
+    It is what :func:`torch.compiler.assume_constant_result` does, which would import Dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def let_through(layers: type[Module]) -> None:

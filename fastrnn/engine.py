@@ -9,6 +9,7 @@ from torch.jit._trace import is_tracing
 
 from fastrnn import _cuda, _validate
 from fastrnn.kernels import plan as kernels
+from fastrnn.kernels.measured import Work
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -45,19 +46,23 @@ def plan(
     trains: bool = False,
     steps: int | None = None,
     batch: int | None = None,
+    directions: int = 1,
+    layers: int = 1,
+    packed: bool = False,
 ) -> Plan:
-    """Choose the engine for a layer.
+    """Choose the engine for a stack.
 
     Args:
         cell: a key of :data:`fastrnn.reference.CELLS`.
-        x: the layer's input; device and dtype decide.
-        weights: the layer's weights; where they are bfloat16 and ``x`` is float32, torch cannot take both.
+        x: the stack's input; device and dtype decide.
+        weights: the stack's weights; where they are bfloat16 and ``x`` is float32, torch cannot take both.
         beyond_torch: the name of an argument in use that torch's layers do not have (``reset``, ``return_cells``), or
             None. It keeps the torch engine out.
         proj_size: the LSTM's projection; the C++ engine has none.
         single: in a call of a single step that torch may compute faster by plain operators, the number of rows; else 0.
         trains: whether gradients will be wanted.
         steps, batch: T and B, which decide on a GPU; None where they are not known, which counts as many.
+        directions, layers, packed: D, layers and whether sequences differ in length, which decide there too.
 
     Raises:
         NotImplementedError: nothing can compute it.
@@ -66,7 +71,8 @@ def plan(
     widened = "; the bfloat16 weights are widened to float32" if half_weights else ""
     why = _why_not_ours(x, proj_size)
     if why is None and x.device.type == "cuda":
-        chosen = _plan_kernels(cell, x, weights, beyond_torch, steps, batch)
+        work = work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
+        chosen = kernels.plan(work, _cuda.facts_of(x.device), beyond_torch)
         if chosen.strategy != "torch":
             return Plan("triton", str(chosen), f"{chosen.reason}{widened}")
         why = chosen.reason
@@ -95,22 +101,31 @@ def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | N
     return None
 
 
-def _plan_kernels(
-    cell: str, x: Tensor, weights: list[Tensor], beyond_torch: str | None, steps: int | None, batch: int | None
-) -> kernels.Plan:
-    """The plan of the kernels for GPUs; under autocast the layer computes in another dtype than x's."""
+def work_of(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    trains: bool,
+    steps: int | None,
+    batch: int | None,
+    directions: int,
+    layers: int,
+    packed: bool,
+) -> Work:
+    """What a stack's call is to the plan for GPUs; under autocast it computes in another dtype than x's."""
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    hidden = weights[1].shape[1]
-    many = kernels.FEWEST_STEPS
-    sizes = (many if steps is None else steps, 1 if batch is None else batch, x.shape[-1], hidden)
-    return kernels.plan(
+    return Work(
         cell,
-        *sizes,
+        kernels.FEWEST_STEPS if steps is None else steps,
+        1 if batch is None else batch,
+        x.shape[-1],
+        weights[1].shape[1],
         dtype,
-        1,
-        _cuda.facts_of(x.device),
-        allow_tf32=not torch.compiler.is_compiling() and kernels.tf32_allowed(),  # it decides nothing here
-        beyond_torch=beyond_torch,
+        directions,
+        layers,
+        trains,
+        packed,
+        tf32=kernels.tf32_allowed(dtype),
     )
 
 

@@ -180,9 +180,9 @@ def _plan(
         steps, batch = x.shape[:2][:: -1 if stack.batch_first else 1]
     trains = records and any(t.requires_grad for t in (x, *params))
     single = batch if is_cell else functional.single_rows(stack, x, steps, batch, trains)
-    if packed or lengths is not None:
-        single = 0
-    plan = functional.plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
+    varied = packed or lengths is not None
+    sizes = (0 if varied else single, trains, steps, batch, varied)
+    plan = functional.plan_stack(stack, x, params, reset, return_cells, *sizes)
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.

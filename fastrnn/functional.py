@@ -217,6 +217,7 @@ def plan_stack(
     trains: bool = False,
     steps: int | None = None,
     batch: int | None = None,
+    packed: bool = False,
 ) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
@@ -228,6 +229,9 @@ def plan_stack(
         trains=trains,
         steps=steps,
         batch=batch,
+        directions=stack.directions,
+        layers=stack.num_layers,
+        packed=packed,
     )
 
 
@@ -301,9 +305,11 @@ def _stack(
         if order is not None:
             reset = reset.index_select(1, order)
 
-    trains = steps == 1 and wants_gradients(x, *state, *params)
-    single = single_rows(stack, x, steps, batch, trains) if not packed and lengths_ is None else 0
-    chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, single, trains, steps, batch)
+    trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
+    varied = packed or lengths_ is not None
+    single = 0 if varied else single_rows(stack, x, steps, batch, trains)
+    sizes = (single, trains, steps, batch, varied)
+    chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, *sizes)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers

@@ -12,6 +12,7 @@ import torch
 
 from fastrnn.kernels import barrier, gluon_grid, grid, grid_backward, model, resident, states, stepwise
 from fastrnn.kernels.call import width
+from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, grid_plan, plan_kernels
 from fastrnn.reference import CELLS, Cell
 
@@ -89,7 +90,7 @@ def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[
     """The different plans that the targets have, with the targets that have each; for few steps, hence no grid's."""
     found: dict[Plan, list[str]] = {}
     for target, facts in _targets(tf32):
-        plan = plan_kernels(cell.name, 1, BATCH, hidden, hidden, dtype, 1, facts, allow_tf32=tf32)
+        plan = plan_kernels(Work(cell.name, 1, BATCH, hidden, hidden, dtype, tf32=tf32), facts)
         found.setdefault(plan, []).append(target)
     for plan, targets in found.items():
         yield plan, tuple(targets)

@@ -10,12 +10,14 @@ names them all).
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
 
-from fastrnn.kernels import model
+from fastrnn._dynamo import constant
+from fastrnn.kernels import measured, model
+from fastrnn.kernels.measured import TORCH, Record, Work
 from fastrnn.kernels.tiles import cdiv, padded
 from fastrnn.reference import CELLS
 
@@ -26,6 +28,11 @@ FOUR_WARPS_COLUMNS = {2: 256, 4: 96, 8: 16}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
 CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
+WHY = {
+    "resident": "W_hh stays on chip for all steps: faster by a model of the hardware",
+    "grid": "W_hh, spread over programs, stays on chip: faster by a model of the hardware",
+    "stepwise": "W_hh is too large for one program to hold",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class DeviceFacts:
         sm_count: multiprocessors (compute units).
         shared_memory_per_block: bytes that a block may have if it asks.
         l2_bytes: size of the second-level cache.
+        records: what work took on it.
     """
 
     name: str
@@ -47,6 +55,7 @@ class DeviceFacts:
     sm_count: int
     shared_memory_per_block: int
     l2_bytes: int
+    records: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,39 +130,26 @@ def forced(**choices: object) -> Iterator[None]:
         _forced.update(before)
 
 
-def plan(
-    cell: str,
-    steps: int,
-    batch: int,
-    inputs: int,
-    hidden: int,
-    dtype: torch.dtype,
-    directions: int,
-    facts: DeviceFacts,
-    *,
-    allow_tf32: bool = False,
-    beyond_torch: str | None = None,
-) -> Plan:
-    """Choose between torch's layer and our kernels.
+def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Plan:
+    """Choose between torch's layers and our kernels.
 
     Args:
-        cell: a key of :data:`fastrnn.reference.CELLS`.
-        steps, batch, inputs, hidden, directions: T, B, I, H, D.
-        dtype: of storage.
+        work: a stack's call.
         facts: of the device.
-        allow_tf32: whether products of float32 may be rounded to tf32.
         beyond_torch: the name of an argument in use that torch's layers do not have, or None: it keeps torch out.
     """
-    beyond = None if beyond_torch is None else f"torch's layers have no {beyond_torch}= (unmeasured)"
-    sizes = (cell, steps, batch, inputs, hidden, dtype, directions)
-    kernels = plan_kernels(*sizes, facts, allow_tf32=allow_tf32, reason=beyond)
+    beyond = None if beyond_torch is None else f"torch's layers have no {beyond_torch}="
+    kernels = plan_kernels(work, facts, reason=beyond)
     if _forced:
         return kernels
-    why_not = _why_no_kernels(dtype, facts)
+    why_not = _why_no_kernels(work.dtype, facts)
     if why_not is not None:
         return Plan("torch", why_not)
     if beyond_torch is not None:
         return kernels
+    record = measured.find(facts.records, work, whole=True)
+    if record is not None:
+        return _faster(record, kernels)
     if facts.vendor != "nvidia":
         return Plan("torch", f"our kernels are unmeasured on {facts.name}")
     if kernels.strategy != "resident":
@@ -161,89 +157,137 @@ def plan(
         if kernels.strategy != "grid":
             other = "a kernel per step is unmeasured"
         return Plan("torch", f"W_hh is too large for one program to hold, and {other}")
-    if steps < FEWEST_STEPS:
+    if work.steps < FEWEST_STEPS:
         return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
-    if dtype == torch.float64:
+    if work.dtype == torch.float64:
         return Plan("torch", "the model of the hardware is silent on float64")
     return Plan("torch", "W_hh could stay on chip for all steps, but no GPU has shown yet that this is faster")
 
 
-def plan_kernels(
-    cell: str,
-    steps: int,
-    batch: int,
-    inputs: int,
-    hidden: int,
-    dtype: torch.dtype,
-    directions: int,
-    facts: DeviceFacts,
-    *,
-    allow_tf32: bool = False,
-    reason: str | None = None,
-) -> Plan:
+def plan_kernels(work: Work, facts: DeviceFacts, reason: str | None = None) -> Plan:
     """The best of our kernels, whatever torch has: the operators follow this.
 
-    Arguments as of :func:`plan`; ``reason`` is why ours, if that is known.
+    Args:
+        work: a layer's call, or a stack's.
+        facts: of the device.
+        reason: why ours, if that is known.
     """
-    precision = "tf32" if allow_tf32 and dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
-    size = dtype.itemsize
-    holds = padded(hidden) <= RESIDENT_WIDTH[size] and (size < 8 or facts.vendor == "nvidia")
-    if holds and resident_memory(cell, hidden, size) <= facts.shared_memory_per_block:
-        few = padded(hidden) <= 64 and CELLS[cell].gates * padded(hidden) <= FOUR_WARPS_COLUMNS[size]
-        reason = reason or "W_hh stays on chip for all steps: faster by a model of the hardware (unmeasured)"
-        # Without matrix units there are no layouts to change, and two gates at a time spill; on AMD it saves none.
-        by_units = facts.vendor == "nvidia" and (dtype != torch.float32 or precision == "tf32")
-        together = 2 if by_units and CELLS[cell].gates > 1 else 1
-        warps = 4 if few else 8
-        chosen = Plan("resident", reason, together=together, warps=warps, stages=1, precision=precision)
-    else:
-        tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
-        crowded = cdiv(batch, tile) * cdiv(hidden, 32) * directions >= facts.sm_count
-        by_cublas = batch >= CUBLAS_ROWS and hidden >= CUBLAS_WIDTH
-        chosen = Plan(
-            "stepwise",
-            reason or "W_hh is too large for one program to hold (unmeasured)",
-            tile=tile,
-            units=32 if crowded and size < 8 else 16,
-            depth={2: 64, 4: 32, 8: 16}[size],
-            product="torch" if by_cublas else "fused",
-            stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
-            precision=precision,
-        )
-    by_itself = "grid" if EXCHANGES and steps >= FEWEST_STEPS else chosen.strategy
+    record = None if _forced else measured.find(facts.records, work, whole=False)
+    if record is not None and record.choices and _fits(record, work, facts):
+        return _recorded(record, work, facts, reason)
+    chosen = resident_plan(work, facts) or stepwise_plan(work, facts)
+    by_itself = "grid" if EXCHANGES and work.steps >= FEWEST_STEPS else chosen.strategy
     if _forced.get("strategy", by_itself) == "grid":
-        chosen = _grid_or(chosen, cell, batch, hidden, dtype, directions, facts, reason)
+        chosen = _grid_or(chosen, work, facts)
+    chosen = replace(chosen, reason=f"{reason or WHY[chosen.strategy]} (unmeasured)")
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
 
 
-def _grid_or(
-    other: Plan, cell: str, batch: int, hidden: int, dtype: torch.dtype, directions: int, facts: DeviceFacts,
-    reason: str | None,
-) -> Plan:  # fmt: skip
+def candidates(work: Work, facts: DeviceFacts) -> Iterator[Plan]:
+    """Every plan of ours that might be the fastest, whatever a model says."""
+    on_chip = resident_plan(work, facts)
+    if on_chip is not None:
+        yield on_chip
+    for spread in _spreads(work, facts):
+        yield grid_plan(spread, precision(work, facts))
+    stepwise = stepwise_plan(work, facts)
+    for product, graphs in (("fused", False), ("fused", True), ("torch", False)):
+        yield replace(stepwise, product=product, graphs=graphs)
+
+
+def precision(work: Work, facts: DeviceFacts) -> str:
+    """Of products."""
+    return "tf32" if work.tf32 and work.dtype == torch.float32 and facts.vendor == "nvidia" else "ieee"
+
+
+def resident_plan(work: Work, facts: DeviceFacts) -> Plan | None:
+    """The plan of the resident strategy, if a program can hold W_hh."""
+    size, width, gates = work.dtype.itemsize, padded(work.hidden), CELLS[work.cell].gates
+    if width > RESIDENT_WIDTH[size] or (size == 8 and facts.vendor != "nvidia"):
+        return None
+    if resident_memory(work.cell, work.hidden, size) > facts.shared_memory_per_block:
+        return None
+    # Without matrix units there are no layouts to change, and two gates at a time spill; on AMD it saves none.
+    numbers = precision(work, facts)
+    by_units = facts.vendor == "nvidia" and (work.dtype != torch.float32 or numbers == "tf32")
+    few = width <= 64 and gates * width <= FOUR_WARPS_COLUMNS[size]
+    together = 2 if by_units and gates > 1 else 1
+    return Plan("resident", "", together=together, warps=4 if few else 8, stages=1, precision=numbers)
+
+
+def stepwise_plan(work: Work, facts: DeviceFacts) -> Plan:
+    """The plan of the stepwise strategy."""
+    size, batch = work.dtype.itemsize, work.batch
+    tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
+    crowded = cdiv(batch, tile) * cdiv(work.hidden, 32) * work.directions >= facts.sm_count
+    return Plan(
+        "stepwise",
+        "",
+        tile=tile,
+        units=32 if crowded and size < 8 else 16,
+        depth={2: 64, 4: 32, 8: 16}[size],
+        product="torch" if batch >= CUBLAS_ROWS and work.hidden >= CUBLAS_WIDTH else "fused",
+        stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
+        precision=precision(work, facts),
+    )
+
+
+def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
+    """Every way to spread a layer over a grid of programs."""
+    spec, limits = CELLS[work.cell], (facts.sm_count, facts.shared_memory_per_block)
+    sizes = (spec.gates, max(spec.tape, 1), work.batch, work.hidden, work.dtype.itemsize, work.directions)
+    return model.spreads(facts.vendor, *sizes, *limits)
+
+
+def _grid_or(other: Plan, work: Work, facts: DeviceFacts) -> Plan:
     """The best plan of the grid strategy, if there is one and it is forced or, by the model, faster than the other."""
-    spec, size = CELLS[cell], dtype.itemsize
+    gates, size = CELLS[work.cell].gates, work.dtype.itemsize
     product = model.Product(size, size == 2 or other.precision == "tf32")
     if other.strategy == "resident":
-        least = model.resident_seconds(spec.gates, other.tile, hidden, product)
+        least = model.resident_seconds(gates, other.tile, work.hidden, product)
     else:
-        least = model.stepwise_seconds(spec.gates, batch, hidden, directions, product, facts.sm_count)
+        sizes = (work.batch, work.hidden, work.directions)
+        least = model.stepwise_seconds(gates, *sizes, product, facts.sm_count)
     if "strategy" in _forced:
         least = math.inf
     chosen = other
-    limits = (facts.sm_count, facts.shared_memory_per_block)
-    width = max(spec.tape, 1)
-    for spread in model.spreads(facts.vendor, spec.gates, width, batch, hidden, size, directions, *limits):
-        seconds = model.grid_seconds(spread, spec.gates, hidden, product)
+    for spread in _spreads(work, facts):
+        seconds = model.grid_seconds(spread, gates, work.hidden, product)
         if seconds < least:
-            least, chosen = seconds, grid_plan(spread, other.precision, reason)
+            least, chosen = seconds, grid_plan(spread, other.precision)
     return chosen
 
 
-def grid_plan(spread: model.Spread, precision: str, reason: str | None = None) -> Plan:
+def _fits(record: Record, work: Work, facts: DeviceFacts) -> bool:
+    """Whether what was chosen for other work can compute this: all programs of a grid have to run at once."""
+    chosen = _recorded(record, work, facts, None)
+    programs = cdiv(work.batch, chosen.tile) * cdiv(work.hidden, chosen.units) * work.directions
+    return chosen.strategy != "grid" or programs <= facts.sm_count
+
+
+def _recorded(record: Record, work: Work, facts: DeviceFacts, reason: str | None) -> Plan:
+    """The plan of ours that was the fastest, for this work; no record decides about roundings."""
+    why = f"the fastest of our strategies, {record.source} at (B, T, I, H) = {record.work.sizes}"
+    chosen = replace(Plan("", f"{reason}; {why}" if reason else why), **dict(record.choices))  # type: ignore[arg-type]
+    return replace(chosen, precision=precision(work, facts))
+
+
+def _faster(record: Record, kernels: Plan) -> Plan:
+    """What was faster: torch or, as planned for this work, ours."""
+    torchs, ours = measured.seconds_of(record, TORCH), measured.seconds_of(record, kernels.strategy)
+    where = f"{record.source} at (B, T, I, H) = {record.work.sizes}"
+    if torchs is None or ours is None:
+        return Plan("torch", f"none of our strategies that fit it was right, {where}")
+    if torchs <= ours:
+        return Plan("torch", f"{ours / torchs:.2f} times as fast as the {kernels.strategy} strategy, {where}")
+    return replace(kernels, reason=f"{torchs / ours:.2f} times as fast as torch, {where}")
+
+
+def grid_plan(spread: model.Spread, precision: str) -> Plan:
     """The plan that spreads a layer so."""
     return Plan(
         "grid",
-        reason or "W_hh, spread over programs, stays on chip: faster by a model of the hardware (unmeasured)",
+        "",
         tile=spread.tile,
         units=spread.units,
         depth=spread.depth,
@@ -274,7 +318,8 @@ def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
     return None
 
 
-def read_facts(index: int) -> DeviceFacts:
+@cache
+def device_facts(index: int) -> DeviceFacts:
     """The facts of CUDA (or ROCm) device ``index``."""
     properties = torch.cuda.get_device_properties(index)
     return DeviceFacts(
@@ -286,12 +331,14 @@ def read_facts(index: int) -> DeviceFacts:
             properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
         ),
         l2_bytes=properties.L2_cache_size,
+        records=measured.of_gpu(properties.name, [field.name for field in fields(Plan)]),
     )
 
 
-device_facts = cache(read_facts)
+@constant
+def tf32_allowed(dtype: torch.dtype) -> bool:
+    """Whether it is float32, and torch's own recurrent layers may round products of it to tf32.
 
-
-def tf32_allowed() -> bool:
-    """What torch's own recurrent layers may do with float32: ``torch.backends.cudnn.allow_tf32`` and its successors."""
-    return getattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee") == "tf32"
+    That is ``torch.backends.cudnn.allow_tf32`` and its successors.
+    """
+    return dtype == torch.float32 and getattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee") == "tf32"

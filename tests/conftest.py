@@ -15,6 +15,7 @@ TRITON = importlib.util.find_spec("triton") is not None
 # For bench; last, since an installed fastrnn comes before the source tree's.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 os.environ["FASTRNN_POISON"] = "1"  # the engine's own memory as well; it asks when it first computes
+os.environ["FASTRNN_CACHE"] = str(INTERPRETED / "nothing")  # plans are as on a machine where nothing was tuned
 
 
 @pytest.fixture(autouse=True)

@@ -266,8 +266,9 @@ def test_rows_without_a_device_are_read_as_before(tmp_path: Path) -> None:
 
 
 def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = pytest.importorskip("fastrnn.kernels.plan")
     from fastrnn import _cuda
+    from fastrnn.kernels import plan
+    from fastrnn.kernels.measured import Work
 
     h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
@@ -283,7 +284,7 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     }
     for made in large.values():
         with contestants._forced(made):
-            chosen = plan.plan("gru", 3, 2, 512, 512, torch.float32, 1, h100)
+            chosen = plan.plan(Work("gru", 3, 2, 512, 512, torch.float32), h100)
         assert replace(chosen, reason="") == replace(made, reason="")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastrnn.kernels import model
+from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, forced, plan, plan_kernels, resident_memory
 from fastrnn.kernels.tiles import cdiv
 from fastrnn.reference import CELLS
@@ -36,7 +37,7 @@ def choose(
     beyond_torch: str | None = "reset",
     **options: object,
 ) -> Plan:
-    return plan(cell, steps, batch, 64, hidden, dtype, 1, facts, beyond_torch=beyond_torch, **options)
+    return plan(Work(cell, steps, batch, 64, hidden, dtype, **options), facts, beyond_torch)
 
 
 def test_small_layers_are_resident() -> None:
@@ -81,7 +82,7 @@ def test_what_torch_does_not_have_is_for_our_kernels() -> None:
 def test_kernels_fit_the_device() -> None:
     sizes = product(CELLS, (1, 3, 16, 17, 100, 1000), (1, 16, 33, 64, 100, 128, 200, 513, 2048), DTYPES, GPUS, (1, 2))
     for cell, batch, hidden, dtype, facts, directions in sizes:
-        chosen = plan_kernels(cell, 50, batch, 64, hidden, dtype, directions, facts)
+        chosen = plan_kernels(Work(cell, 50, batch, 64, hidden, dtype, directions), facts)
         assert chosen.strategy in ("resident", "grid", "stepwise")
         assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units * chosen.split, chosen.depth))
         if chosen.strategy == "grid":  # all of its programs at the same time, each with its part of W_hh
@@ -141,10 +142,10 @@ def test_the_model_is_one_of_cost() -> None:
 
 def test_tf32_only_where_it_is_allowed() -> None:
     assert choose(hidden=64, dtype=torch.float32).precision == "ieee"
-    assert choose(hidden=64, dtype=torch.float32, allow_tf32=True).precision == "tf32"
-    assert choose(hidden=512, dtype=torch.float32, allow_tf32=True, beyond_torch="reset").precision == "tf32"
+    assert choose(hidden=64, dtype=torch.float32, tf32=True).precision == "tf32"
+    assert choose(hidden=512, dtype=torch.float32, tf32=True, beyond_torch="reset").precision == "tf32"
     for dtype in (torch.float64, torch.bfloat16):
-        assert choose(hidden=16, dtype=dtype, allow_tf32=True, beyond_torch="reset").precision == "ieee"
+        assert choose(hidden=16, dtype=dtype, tf32=True, beyond_torch="reset").precision == "ieee"
 
 
 def test_large_products_are_cublas() -> None:

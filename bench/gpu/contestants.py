@@ -69,18 +69,18 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
     if find_spec("fastrnn.kernels.plan") is None:
         return {}
     from fastrnn import _cuda
+    from fastrnn.kernels.measured import Work
     from fastrnn.kernels.plan import forced, plan_kernels
 
-    shape, facts = task.shape, _cuda.facts_of(torch.device(DEVICE))
-    sizes = (task.cell, shape.steps, shape.batch, shape.input, shape.hidden, DTYPES[task.dtype], shape.directions)
+    shape, facts = task.shape, replace(_cuda.facts_of(torch.device(DEVICE)), records=())
+    sizes = (shape.steps, shape.batch, shape.input, shape.hidden)
+    work = Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, tf32=bool(task.tf32))
     # where nothing fits one program, it may be spread over a grid; where nothing fits on chip, the plan is stepwise
-    plans = [
-        plan_kernels(*sizes, f, allow_tf32=bool(task.tf32)) for f in (facts, replace(facts, shared_memory_per_block=0))
-    ]
+    plans = [plan_kernels(work, f) for f in (facts, replace(facts, shared_memory_per_block=0))]
     if task.benchmark == "recorded":
         return {"fastrnn stepwise": plans[1], "fastrnn recorded": replace(plans[1], graphs=True)}
     with forced(strategy="grid"):
-        spread = plan_kernels(*sizes, facts, allow_tf32=bool(task.tf32))
+        spread = plan_kernels(work, facts)
     if spread.split > 1:  # else it does not fit
         plans.insert(1, replace(spread, reason="the grid strategy"))
     return {f"fastrnn {plan.strategy}": plan for plan in plans}

@@ -309,7 +309,9 @@ def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, mon
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr("fastrnn.kernels.plan.EXCHANGES", True)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
-    monkeypatch.setattr(_cuda, "tf32_allowed", lambda: False)  # torch's layer on the CPU, to compare with, has none
+    monkeypatch.setattr(
+        _cuda, "tf32_allowed", lambda dtype: False
+    )  # torch's layer on the CPU, to compare with, has none
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(_ops, "layer_forward", _cuda.layer_forward)
     monkeypatch.setattr(_ops, "layer_backward", _cuda.layer_backward)
