@@ -34,3 +34,4 @@ from fastrnn.nn import LSTMCell as LSTMCell
 from fastrnn.nn import RNNCell as RNNCell
 from fastrnn.stream import stream as stream
 from fastrnn.tbptt import tbptt as tbptt
+from fastrnn.tune import tune as tune

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 
 import fastrnn
-from fastrnn import _ops, nn, reference
-from fastrnn._accuracy import allowed, error
+from fastrnn import _cuda, _ops, _tune_command, nn, reference
+from fastrnn._accuracy import allowed, away_from_the_kink, error
 from fastrnn.explain import table
 
 STEPS, BATCH, FEATURES, HIDDEN = 67, 5, 13, 37  # odd sizes: remainders at every width of vector
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def main() -> int:
-    """Print the report and run the self-check; the exit status is 0 where every cell is right."""
+    """Print the report and run the self-check, or a command; the exit status is 0 where all went well."""
     parser = argparse.ArgumentParser(
         prog="python -m fastrnn",
         description="Report versions, instruction sets and engines, then check outputs and gradients of every cell "
@@ -29,21 +29,28 @@ def main() -> int:
         "The exit status is 0 where all are right, else 1.",
         epilog="FASTRNN_CPU_ISA names the instruction set that the C++ engine is to use.",
     )
-    parser.parse_args()
+    _tune_command.add_parser(parser.add_subparsers(title="instead of that", metavar="COMMAND"))
+    options = parser.parse_args()
+    if hasattr(options, "run"):
+        status: int = options.run(options)
+        return status
     try:
         isa = _ops.cpu_isa()
     except (RuntimeError, ValueError) as complaint:
         print(f"fastrnn: {complaint}", file=sys.stderr)
         return 1
     triton = version("triton") if importlib.util.find_spec("triton") else "not installed"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [
+        f"{torch.cuda.get_device_name(i)}, {len(_cuda.facts_of(torch.device('cuda', i)).records)} times tuned"
+        for i in range(torch.cuda.device_count())
+    ]
     report = {
         "fastrnn": fastrnn.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton,
         "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {torch.get_num_threads()} threads",
-        "GPU": f"torch's own engine on {', '.join(gpus)}" if gpus else "none",
+        "GPU": f"torch's own engine, or what tuning found faster: {'; '.join(gpus)}" if gpus else "none",
     }
     for name, value in report.items():
         print(f"{name:8} {value}")
@@ -65,13 +72,7 @@ def check(cell: str, dtype: torch.dtype) -> tuple[str, ...]:
     layer = cls(FEATURES, HIDDEN, bidirectional=True, dtype=dtype, **options)
     stock = cls.stock_class(FEATURES, HIDDEN, bidirectional=True, dtype=dtype, **options)
     if cell == "rnn_relu":
-        # Units that are far from the kink, on or off: which side of it a rounding falls on is nobody's mistake.
-        with torch.no_grad():
-            for name, p in layer.named_parameters():
-                if name.startswith("weight_hh"):
-                    p.mul_(0.25)
-                elif name.startswith("bias_ih"):
-                    p.copy_(torch.arange(HIDDEN) % 2 * 12 - 6)
+        away_from_the_kink(layer)
     stock.load_state_dict(layer.state_dict())
     states = 2 if reference.CELLS[cell].has_c else 1
     inputs = [random(STEPS, BATCH, FEATURES), *(random(2, BATCH, HIDDEN) for _ in range(states))]

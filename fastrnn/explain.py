@@ -1,22 +1,17 @@
 """Which engine computes each recurrent layer of a model, by which kernel, and why."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import rnn as stock
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, functional, nn
 from fastrnn._autocast import under_autocast
 from fastrnn._modules import Fast, has_own_forward, layer_class
-from fastrnn._validate import Stack
+from fastrnn._requests import Request, observe_calls, stack_of
 from fastrnn.convert import recurrent_layers, why_left
 from fastrnn.engine import Plan
 
@@ -95,21 +90,14 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
     layers = recurrent_layers(model)
     seen: dict[str, list[Plan]] = {name: [] for name in layers}
 
-    records = torch.is_grad_enabled()
-
-    def observe(name: str, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        plan = _plan(layer, records, *args, **kwargs)
+    def observe(name: str, request: Request) -> None:
+        plan = _plan(request)
         if plan not in seen[name]:
             seen[name].append(plan)
 
     called = bool(inputs or kwargs)
     if called:
-        with _undisturbed(model, inputs), ExitStack() as hooks:
-            for name, layer in layers.items():
-                if isinstance(layer, Fast) and not has_own_forward(layer):
-                    handle = layer.register_forward_hook(partial(observe, name), with_kwargs=True)
-                    hooks.callback(handle.remove)
-            model(*inputs, **kwargs)
+        observe_calls(model, inputs, kwargs, observe)
     return Explanation(
         tuple(
             LayerExplanation(name, _class_name(layer), plan.engine, plan.kernel, plan.reason)
@@ -127,25 +115,12 @@ def _class_name(layer: Module) -> str:
     return f"{package}.{cls.__qualname__}"
 
 
-def _stack(layer: Any) -> tuple[Stack, list[Tensor]]:
-    """What the functional forms make of a layer of fastrnn's or torch.nn's classes; a cell is a stack of one layer."""
-    if isinstance(layer, stock.RNNBase):
-        params = [getattr(layer, name) for name in layer._flat_weights_names]
-        batch_first = layer.batch_first
-        rest = (layer.bias, layer.num_layers, layer.dropout, layer.training, layer.bidirectional, batch_first)
-        return Stack(layer.mode.lower(), *rest, proj_size=layer.proj_size), params
-    cell = {"LSTMCell": "lstm", "GRUCell": "gru"}
-    named = [cell[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in cell]
-    params = [layer.weight_ih, layer.weight_hh]
-    return Stack(named[0] if named else f"rnn_{layer.nonlinearity}", bias=layer.bias), params
-
-
 def _plan_by_parameters(layer: Module, called: bool) -> Plan:
     """The plan of a layer whose inputs are not known."""
     why = why_left(layer)
     if isinstance(layer, torch.jit.ScriptModule):
         return Plan("torch", "TorchScript", f"not converted: {why}")
-    stack, params = _stack(layer)
+    stack, params = stack_of(layer)
     if isinstance(layer, Fast):
         x = params[0] if layer.weight_dtype is None else params[0][:0].float()
         plan = functional.plan_stack(stack, x, params, None, False)
@@ -155,67 +130,25 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
     return Plan("torch", kernel, f"not converted: {why or 'fastrnn.convert(model) takes it'}")
 
 
-def _plan(
-    layer: Module,
-    records: bool,
-    input: Tensor | PackedSequence,
-    hx: object = None,
-    *,
-    lengths: object = None,
-    reset: Tensor | None = None,
-    return_cells: bool = False,
-) -> Plan:
+def _plan(request: Request) -> Plan:
     """The plan of a call of one of fastrnn's layers, with the kernel in detail."""
-    stack, params = _stack(layer)
-    packed = isinstance(input, PackedSequence)
-    x: Tensor = input.data if isinstance(input, PackedSequence) else input
-    is_cell = isinstance(layer, stock.RNNCellBase)
-    if isinstance(input, PackedSequence):
-        steps, batch = input.batch_sizes.shape[0], int(input.batch_sizes[0])
-    elif is_cell:
-        steps, batch = 1, x.shape[0] if x.dim() == 2 else 1
-    elif x.dim() == 2:
-        steps, batch = x.shape[0], 1
-    else:
-        steps, batch = x.shape[:2][:: -1 if stack.batch_first else 1]
-    trains = records and any(t.requires_grad for t in (x, *params))
-    single = batch if is_cell else functional.single_rows(stack, x, steps, batch, trains)
-    varied = packed or lengths is not None
-    sizes = (0 if varied else single, trains, steps, batch, varied)
-    plan = functional.plan_stack(stack, x, params, reset, return_cells, *sizes)
+    stack, x, params = request.stack, request.x, request.params
+    single = request.batch
+    if request.varied:
+        single = 0
+    elif not request.is_cell:
+        single = functional.single_rows(stack, x, request.steps, request.batch, request.trains)
+    sizes = (single, request.trains, request.steps, request.batch, request.varied)
+    plan = functional.plan_stack(stack, x, params, request.reset, request.return_cells, *sizes)
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.
-    dtype = under_autocast(stack.cell, packed or is_cell, x[:0], (), [params[0][:0]])[0].dtype
+    dtype = under_autocast(stack.cell, request.packed or request.is_cell, x[:0], (), [params[0][:0]])[0].dtype
     hidden, threads = params[1].shape[1], torch.get_num_threads()
     kernels = [
-        _C.cpu_plan(stack.cell, steps, batch, features, hidden, stack.directions, str(dtype)[6:], threads)
+        _C.cpu_plan(
+            stack.cell, request.steps, request.batch, features, hidden, stack.directions, str(dtype)[6:], threads
+        )
         for features in (x.shape[-1], *[hidden * stack.directions] * (stack.num_layers - 1))
     ]
     return replace(plan, kernel="; then ".join(dict.fromkeys(kernels)))
-
-
-@contextmanager
-def _undisturbed(model: Module, inputs: Sequence[object]) -> Iterator[None]:
-    """Run a model for its plans only: without gradients or a compiler, and leaving random numbers and buffers alone."""
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    tensors = [*model.parameters(), *model.buffers(), *(i for i in inputs if isinstance(i, Tensor))]
-    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for kind in {device.type for device in devices} or {"cpu"}:
-            stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == kind], device_type=kind))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            yield
-        finally:
-            for module, name, buffer, value in buffers:
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
-                if not buffer.is_meta and not torch.equal(buffer, value):
-                    buffer.copy_(value)
