@@ -1,8 +1,10 @@
 """Layers of CUDA tensors: who computes them, without a GPU (by tensors without data), and with one what comes out."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from accuracy import assert_accurate
 from layers import DTYPES, LAYOUTS, PARTS, Problem, draw, fast, readable, run, upstream, yardstick
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fastrnn
 from fastrnn import _cuda, engine, functional
-from fastrnn.kernels.plan import DeviceFacts, forced
+from fastrnn._accuracy import allowed, error
+from fastrnn.kernels.plan import DeviceFacts, device_facts, forced
 from fastrnn.reference import CELLS
 
 H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
@@ -202,3 +206,22 @@ def test_layers_spread_over_the_gpu(cell: str, held: str, hidden: int) -> None:
     with forced(strategy="grid", held=held):
         found = {name: t.cpu() for name, t in run(fast("full"), on_gpu(p)).items()}
     assert_accurate(found, theirs, true)
+
+
+@pytest.mark.gpu
+def test_what_was_tuned_on_the_gpu_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine and by the operators, which compute what torch's layer does."""
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
+    device_facts.cache_clear()
+    layer, x = fastrnn.GRU(24, 64, device="cuda"), torch.randn(40, 16, 24, device="cuda")
+    with forced(strategy="torch"):
+        theirs = layer(x)[0]
+    truth = copy.deepcopy(layer).double()(x.double())[0]
+    tuning = fastrnn.tune(layer, x)
+    assert [result.record.work.trains for result in tuning.results] == [False, True]
+    for result in tuning.results:
+        assert {"torch", "resident", "stepwise"} <= dict(result.record.seconds).keys(), result.left_out
+    (line,) = fastrnn.explain(layer, x).layers
+    assert "tuned on this GPU at (B, T, I, H) = (16, 40, 24, 64)" in line.reason
+    assert error(layer(x)[0], truth) <= allowed(theirs, truth, gradient=False)
+    device_facts.cache_clear()
