@@ -16,7 +16,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.benchmark import Timer
 
-from fastrnn import nn
+from fastrnn import _cuda, nn
 from fastrnn._accuracy import allowed, away_from_the_kink, error
 from fastrnn.kernels.measured import TORCH, Record, Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, candidates, forced
@@ -45,7 +45,7 @@ class Result:
     """
 
     record: Record
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[Plan, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,28 +114,23 @@ def contest(
             theirs, truth = case.run(), case.to(torch.float64).run()
             took = {TORCH: _trial(case)}
         best: dict[str, Plan] = {}
-        left_out: dict[str, str] = {}
+        left_out: dict[Plan, str] = {}
         for plan in candidates(work, facts):
             watch(f"{work}: {plan.strategy}")
-            wrong = _why_wrong(case, plan, theirs, truth, device)
-            if wrong:
-                left_out[str(plan)] = wrong
-                continue
-            with way(plan):
+            with _or_else(plan, left_out, device):
+                _check(case, theirs, truth)
                 trial = _trial(case)
-            if trial < took.get(plan.strategy, math.inf):
+            if plan not in left_out and trial < took.get(plan.strategy, math.inf):
                 took[plan.strategy], best[plan.strategy] = trial, plan
         watch(f"{work}: in turns")
-        times = _in_turns(case, {TORCH: None, **best}, took, seconds)
-        for strategy, plan in best.items():  # now that each has computed it many times
-            wrong = _why_wrong(case, plan, theirs, truth, device)
-            if wrong:
-                left_out[str(plan)] = wrong
-                del times[strategy]
-    ours = [strategy for strategy in times if strategy != TORCH]
-    fastest = min(ours, key=times.__getitem__, default=None)
+        taken = _in_turns(case, best, took, seconds, left_out, device)
+        for plan in best.values():  # each has computed it many times by now: is it still right?
+            with _or_else(plan, left_out, device):
+                _check(case, theirs, truth)
+    right = {name: median(turns) for name, turns in taken.items() if name == TORCH or best[name] not in left_out}
+    fastest = min((name for name in right if name != TORCH), key=right.__getitem__, default=None)
     chosen = () if fastest is None else tuple(choices(best[fastest]).items())
-    return Result(Record(work, tuple(times.items()), chosen), left_out)
+    return Result(Record(work, tuple(right.items()), chosen), left_out)
 
 
 def parts(work: Work, facts: DeviceFacts) -> int:
@@ -164,27 +159,39 @@ def _flat(returned: Any) -> list[Tensor]:
     return [y.data if isinstance(y, PackedSequence) else y, *(state if isinstance(state, tuple) else (state,))]
 
 
-def _why_wrong(case: Case, plan: Plan, theirs: Results, truth: Results, device: torch.device) -> str:
-    """Why a plan is no way to compute it, or nothing."""
+@contextmanager
+def _or_else(plan: Plan, left_out: dict[Plan, str], device: torch.device) -> Iterator[None]:
+    """Compute by a plan; whatever a compiler, a launch or a check raises, it is then left out."""
     try:
         with way(plan):
-            return _difference(case.run(), case.run(), theirs, truth)
-    except Exception as problem:  # whatever a compiler or a launch raises
-        _raise_if_lost(device, problem)
-        return f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[0]}"
+            yield
+            if plan.strategy == "grid" and _cuda.HAS_TRITON:
+                from fastrnn.kernels import barrier
+
+                barrier.check(device)  # which a later plan's launch would do else
+    except Exception as problem:
+        left_out[plan] = f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[0]}"
+        if device.type == "cuda":
+            try:
+                torch.cuda.synchronize(device)
+            except Exception:  # a fault in a kernel, after which every call fails
+                raise RuntimeError(f"fastrnn: {device} computes nothing any more in this process") from problem
 
 
-def _difference(found: Results, again: Results, theirs: Results, truth: Results) -> str:
-    """What is wrong with results, if something is."""
-    for gradient, results in enumerate(zip(found, again, theirs, truth, strict=True)):
+def _check(case: Case, theirs: Results, truth: Results) -> None:
+    """Look whether results are right, and the same in a second call.
+
+    Raises:
+        ArithmeticError: they are not.
+    """
+    for gradient, results in enumerate(zip(case.run(), case.run(), theirs, truth, strict=True)):
         for ours, same, torchs, true in zip(*results, strict=True):
             off, limit = error(ours, true), allowed(torchs, true, bool(gradient))
             if off > limit:
                 what = "a gradient" if gradient else "an output"
-                return f"{what} is off by {off:.1e}, and {limit:.1e} is allowed"
+                raise ArithmeticError(f"{what} is off by {off:.1e}, and {limit:.1e} is allowed")
             if not torch.equal(ours, same):
-                return "another result in a second call"
-    return ""
+                raise ArithmeticError("another result in a second call")
 
 
 def _trial(case: Case) -> float:
@@ -194,24 +201,28 @@ def _trial(case: Case) -> float:
 
 
 def _in_turns(
-    case: Case, ways: Mapping[str, Plan | None], once: Mapping[str, float], seconds: float
-) -> dict[str, float]:
+    case: Case,
+    best: Mapping[str, Plan],
+    once: Mapping[str, float],
+    seconds: float,
+    left_out: dict[Plan, str],
+    device: torch.device,
+) -> dict[str, list[float]]:
     """Seconds of a call by each way, which alternate, so that what disturbs the machine disturbs them alike."""
     timer, end = Timer("run()", globals={"run": case.run}), time.perf_counter() + seconds
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    order = list(ways)
+    taken: dict[str, list[float]] = {TORCH: [], **{name: [] for name in best}}
+    order = list(taken)
+
+    def turn(name: str) -> None:
+        taken[name].append(timer.timeit(math.ceil(TURN / once[name])).mean)
+
     while len(taken[TORCH]) < TRIALS or time.perf_counter() < end:
         for name in order:
-            with way(ways[name]):
-                taken[name].append(timer.timeit(math.ceil(TURN / once[name])).mean)
+            if name == TORCH:
+                with way(None):
+                    turn(name)
+            elif best[name] not in left_out:
+                with _or_else(best[name], left_out, device):
+                    turn(name)
         order.reverse()
-    return {name: median(turns) for name, turns in taken.items()}
-
-
-def _raise_if_lost(device: torch.device, problem: Exception) -> None:
-    """Raise where a fault in a kernel has left the device such that every call fails."""
-    if device.type == "cuda":
-        try:
-            torch.cuda.synchronize(device)
-        except Exception:
-            raise RuntimeError(f"fastrnn: {device} computes nothing any more in this process") from problem
+    return taken

@@ -17,7 +17,7 @@ from fastrnn import _contest, _cuda, _tune_command, kernels
 from fastrnn import tune as function
 from fastrnn.__main__ import main
 from fastrnn.kernels import measured
-from fastrnn.kernels.measured import Record, Work, seconds_of
+from fastrnn.kernels.measured import Record, Work
 from fastrnn.kernels.plan import DeviceFacts, Plan
 
 # Of torch with CUDA: the new names are not in every torch that fastrnn is for.
@@ -104,32 +104,50 @@ def random(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("behave", "why"),
     [
-        (off, "an output is off by "),
-        (wrong_backward, "a gradient is off by "),
+        (off, "ArithmeticError: an output is off by "),
+        (wrong_backward, "ArithmeticError: a gradient is off by "),
         (fails, "RuntimeError: out of resources: shared memory"),
-        (random, "another result in a second call"),
+        (random, "ArithmeticError: another result in a second call"),
     ],
 )
 def test_what_is_wrong_is_left_out(behave: Callable[..., object], why: str) -> None:
     BEHAVIOUR["grid", 8] = behave
     result = contest()
     assert [name for name, _ in result.record.seconds] == ["torch", "resident", "stepwise"]
-    assert list(result.left_out) == [str(GRID)]
-    assert result.left_out[str(GRID)].startswith(why)
+    assert list(result.left_out) == [GRID]
+    assert result.left_out[GRID].startswith(why)
 
 
-def test_what_is_wrong_later_is_left_out() -> None:
-    """An exchange that goes wrong now and then: the results are looked at again after all turns."""
+@pytest.mark.parametrize("how", ["wrong", "in vain"])
+def test_what_is_wrong_later_is_left_out(how: str) -> None:
+    """An exchange that goes wrong now and then: what is timed is looked at again."""
     calls = []
 
     def now_and_then(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(y)
+        if len(calls) > 9 and how == "in vain":
+            raise RuntimeError("fastrnn: programs waited in vain for the others")
         return (y * 2, h) if len(calls) > 9 else (y, h)
 
     BEHAVIOUR["grid", 8] = now_and_then
     result = contest()
-    assert seconds_of(result.record, "grid") is None
-    assert "is off by" in result.left_out[str(GRID)]
+    assert [name for name, _ in result.record.seconds] == ["torch", "resident", "stepwise"]
+    assert ("is off by" if how == "wrong" else "waited in vain") in result.left_out[GRID]
+
+
+def test_a_device_that_is_lost_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    BEHAVIOUR["grid", 8] = fails
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    left_out: dict[Plan, str] = {}
+    with (
+        pytest.raises(RuntimeError, match="cuda:0 computes nothing any more in this process"),
+        _contest._or_else(GRID, left_out, torch.device("cuda", 0)),
+    ):
+        fails(torch.zeros(1), torch.zeros(1))
+    assert GRID in left_out
 
 
 def test_nothing_right_means_torch() -> None:
