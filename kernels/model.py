@@ -1,26 +1,58 @@
 """What a step of time takes on a GPU, by a model of it: what the plan goes by where nothing has been measured.
 
 The model adds what cannot overlap: a barrier or a launch, the way of the state through the second-level cache, the
-product by matrix units or by ordinary ones, and the rest of a step's chain of instructions. Every constant is a guess
-from the hardware's data sheets and from what others have published of an H100; no GPU has measured one of them for
-these kernels. They are upper-case names here, and nowhere else, so that a measurement has one place to go to.
+product by matrix units or by ordinary ones, and the rest of a step's chain of instructions. What it knows of a GPU are
+:class:`Constants`, and nothing else, so that a measurement has one place to go to.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fastrnn.kernels.tiles import cdiv, padded
 
-# Seconds, and rates per second and multiprocessor, of an H100; unmeasured.
-BARRIER = 1.2e-6  # of all programs, from the first store to the last load
-LAUNCH = 4e-6  # of a kernel behind another one
-REST = 0.6e-6  # gates, reductions and barriers of a block
-REST_IN_REGISTERS = 0.4e-6  # the same where weights stay in registers, and sums need fewer barriers
-READ = 64 * 1.7e9  # bytes from the second-level cache
-READ_BY_ALL = 5.5e12  # the same, by all multiprocessors at once
-SHARED = 128 * 1.7e9  # bytes from shared memory
-MATRIX = 1270 * 1.7e9  # products of 16-bit numbers by matrix units; of tf32, half as many
-ORDINARY = 128 * 1.7e9  # products in float32; in float64, half as many
+
+@dataclass(frozen=True)
+class Constants:
+    """What a GPU takes for each part of a step.
+
+    The defaults are guesses for an H100, from data sheets and from what others have published: unmeasured.
+    ``python -m bench gpu --part latency`` measures all of them.
+
+    Attributes:
+        barrier: seconds of a barrier of all programs, from the first store to the last load.
+        launch: seconds of a kernel behind another one.
+        rest: seconds of a step's gates, reductions and barriers within a program.
+        rest_in_registers: the same where weights stay in registers, and sums need fewer barriers.
+        read: bytes per second that one multiprocessor reads from the second-level cache.
+        read_by_all: bytes per second that all multiprocessors together read from it.
+        shared: bytes per second that a multiprocessor reads from its shared memory.
+        matrix: multiplications with an addition per second and multiprocessor, of 16-bit numbers by matrix units; of
+            tf32 half as many.
+        ordinary: the same in float32 by ordinary units; in float64 half as many.
+
+    Raises:
+        ValueError: a constant is no positive number.
+    """
+
+    barrier: float = 1.2e-6
+    launch: float = 4e-6
+    rest: float = 0.6e-6
+    rest_in_registers: float = 0.4e-6
+    read: float = 64 * 1.7e9
+    read_by_all: float = 5.5e12
+    shared: float = 128 * 1.7e9
+    matrix: float = 1270 * 1.7e9
+    ordinary: float = 128 * 1.7e9
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{field.name}: expected a positive number, got {value!r}")
+
+
+UNMEASURED = Constants()
 
 # Rows and units of a program of the grid strategy, by vendor and bytes of an element: those that spill no register
 # (known from compilation), the fewest units first.
@@ -49,12 +81,11 @@ class Product:
     itemsize: int
     by_matrix_units: bool
 
-    @property
-    def rate(self) -> float:
+    def rate(self, constants: Constants) -> float:
         """Products per second and multiprocessor."""
         if self.by_matrix_units:
-            return MATRIX / (self.itemsize / 2)
-        return ORDINARY / (self.itemsize / 4)
+            return constants.matrix / (self.itemsize / 2)
+        return constants.ordinary / (self.itemsize / 4)
 
 
 @dataclass(frozen=True)
@@ -107,29 +138,39 @@ def spreads(
             yield Spread(tile, units, DEPTH, warps, warps, stages, "shared", programs)
 
 
-def grid_seconds(spread: Spread, gates: int, hidden: int, product: Product) -> float:
+def grid_seconds(spread: Spread, gates: int, hidden: int, product: Product, constants: Constants = UNMEASURED) -> float:
     """A step forward and a step backward of the grid strategy."""
-    rate = min(READ, READ_BY_ALL / spread.programs)
+    rate = min(constants.read, constants.read_by_all / spread.programs)
     seconds = 0.0
     for factors in (1, gates):  # the state, or the gradients of all gates
         read = spread.tile * factors * hidden * product.itemsize / rate
         weights = gates * spread.units * hidden
-        multiplied, rest = spread.tile * weights / product.rate, REST_IN_REGISTERS
+        multiplied, rest = spread.tile * weights / product.rate(constants), constants.rest_in_registers
         if spread.held == "shared":
-            multiplied, rest = max(multiplied, weights * product.itemsize / SHARED), REST
-        seconds += BARRIER + rest + read / (spread.stages if factors > 1 else 1) + multiplied
+            multiplied, rest = max(multiplied, weights * product.itemsize / constants.shared), constants.rest
+        seconds += constants.barrier + rest + read / (spread.stages if factors > 1 else 1) + multiplied
     return seconds
 
 
-def resident_seconds(gates: int, tile: int, hidden: int, product: Product) -> float:
+def resident_seconds(gates: int, tile: int, hidden: int, product: Product, constants: Constants = UNMEASURED) -> float:
     """A step forward and a step backward of the resident strategy."""
     width = padded(hidden)
     weights = gates * width * width
-    return 2 * (REST + max(tile * weights / product.rate, weights * product.itemsize / SHARED))
+    multiplied = max(tile * weights / product.rate(constants), weights * product.itemsize / constants.shared)
+    return 2 * (constants.rest + multiplied)
 
 
-def stepwise_seconds(gates: int, batch: int, hidden: int, directions: int, product: Product, processors: int) -> float:
+def stepwise_seconds(
+    gates: int,
+    batch: int,
+    hidden: int,
+    directions: int,
+    product: Product,
+    processors: int,
+    constants: Constants = UNMEASURED,
+) -> float:
     """A step forward and a step backward of the stepwise strategy."""
     weights = directions * gates * hidden * hidden
-    multiplied = max(batch * weights / product.rate / processors, weights * product.itemsize / READ_BY_ALL)
-    return 2 * (LAUNCH + REST + multiplied)
+    by_all = product.rate(constants) * processors
+    multiplied = max(batch * weights / by_all, weights * product.itemsize / constants.read_by_all)
+    return 2 * (constants.launch + constants.rest + multiplied)

@@ -1,6 +1,7 @@
 """What the plan of the GPU kernels chooses, for GPUs that need not be there."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from itertools import product
 
 import pytest
@@ -138,6 +139,44 @@ def test_the_model_is_one_of_cost() -> None:
         assert least[128, batch] <= least[hidden, batch]
         assert least[hidden, batch] < model.stepwise_seconds(4, batch, hidden, 1, bf16, 132)
     assert model.resident_seconds(4, 16, 128, bf16) < least[128, 16]
+
+
+COUNTS_IN = {  # where 16-bit numbers are multiplied, 4 a gate; of "ordinary", float32
+    "barrier": {"registers", "shared"},
+    "launch": {"stepwise"},
+    "rest": {"shared", "resident", "stepwise"},
+    "rest_in_registers": {"registers"},
+    "read": {"registers", "shared"},
+    "read_by_all": {"registers", "shared", "stepwise"},
+    "shared": {"shared", "resident"},
+    "matrix": {"registers", "shared", "resident", "stepwise"},
+    "ordinary": {"shared", "resident", "stepwise"},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(model.Constants)])
+def test_every_constant_of_the_model_counts(name: str) -> None:
+    """A GPU that does one thing a hundred times slower takes longer with the strategies that do it, and no others."""
+    hidden, number = (256, model.Product(4, False)) if name == "ordinary" else (1024, model.Product(2, True))
+
+    def seconds(constants: model.Constants) -> dict[str, float]:
+        sizes = (4, 4, 16, hidden, number.itemsize, 1, H100.sm_count, 227 * 1024)
+        found = {s.held: model.grid_seconds(s, 4, hidden, number, constants) for s in model.spreads("nvidia", *sizes)}
+        found["resident"] = model.resident_seconds(4, 16, 64, number, constants)
+        found["stepwise"] = model.stepwise_seconds(4, 16, hidden, 1, number, H100.sm_count, constants)
+        return found
+
+    factor = 100 if name in ("barrier", "launch", "rest", "rest_in_registers") else 0.01
+    slower = replace(model.UNMEASURED, **{name: getattr(model.UNMEASURED, name) * factor})
+    before, after = seconds(model.UNMEASURED), seconds(slower)
+    assert {strategy for strategy in before if after[strategy] > before[strategy]} == COUNTS_IN[name]
+    assert all(after[strategy] >= before[strategy] for strategy in before)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan, "1"])
+def test_constants_of_the_model_are_positive(wrong: object) -> None:
+    with pytest.raises(ValueError, match="shared: expected a positive number, got"):
+        model.Constants(shared=wrong)
 
 
 def test_tf32_only_where_it_is_allowed() -> None:
