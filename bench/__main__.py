@@ -1,8 +1,9 @@
 """The command line: ``python -m bench cpu`` and ``gpu`` measure layers, ``workloads`` trains models, ``plot`` and
 ``report`` show what was measured.
 
-``python -m bench kernels`` compiles the Triton kernels and shows what they are made of. rich and matplotlib are
-imported where they are used: a GPU is measured where there may be neither.
+``gpu-constants`` writes what was measured of a GPU where the plan finds it; ``kernels`` compiles the Triton kernels and
+shows what they are made of. rich and matplotlib are imported where they are used: a GPU is measured where there may be
+neither.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
 from bench.arguments import positive_float, positive_int
 from bench.check import MismatchError
-from bench.gpu import command
+from bench.gpu import command, constants
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
     command.add_parser(commands)
+    constants.add_parser(commands)
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")

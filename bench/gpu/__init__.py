@@ -5,6 +5,7 @@
 * :mod:`bench.gpu.clock`: time by CUDA events, of calls or of replays of a graph, and the setting of TF32
 * :mod:`bench.gpu.measure`: the check and the rows of a case
 * :mod:`bench.gpu.latency`: what the device takes for the least there is to do
+* :mod:`bench.gpu.constants`: the same as the constants of the kernels' cost model, and where the plan finds them
 * :mod:`bench.gpu.command`: the command, which ends in time and says what it left out
 
 The rows are those of the CPU's benchmarks, with a device in their provenance, so that ``report`` and ``plot`` show

@@ -12,7 +12,7 @@ import torch
 
 from bench import results
 from bench.arguments import positive_float, positive_int
-from bench.gpu import cases, contestants, latency, measure, meeting
+from bench.gpu import cases, constants, contestants, latency, measure, meeting
 from bench.gpu.cases import Selection, Task
 from bench.grid import CELLS
 from bench.results import BASELINE, Row
@@ -111,11 +111,16 @@ def measured(selection: Selection, options: argparse.Namespace, limit: Limit, pr
     """Every row that is asked for, in order; those that cannot be measured without times, but with the reason."""
     for part, least in (
         ("latency", partial(latency.rows, selection.numbers(), LATENCY_SECONDS)),
+        ("latency", partial(constants.rows, LATENCY_SECONDS)),
         ("barrier", partial(meeting.rows, LATENCY_SECONDS)),
     ):
         try:
             for row in least() if part in selection.parts else ():
-                print(f"{row.detail['what']}: {1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}")
+                if row.times:
+                    took = f"{1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}"
+                    print(f"{row.detail['what']}: {took}", flush=True)
+                else:
+                    problems.append(row.detail["not_measured"])
                 yield row
         except Exception as error:
             problems.append(f"{part}: {measure.first_line(error)}")

@@ -66,12 +66,16 @@ def row(
         call, calls = clock.captured(clock.Call(partial(_repeated, run))), CHAIN
     took = timing.measure({"torch": call}, seconds, clock=clock.by_events)["torch"]
     times = timing.Times(took.median / calls, took.p20 / calls, took.p80 / calls, took.turns)
-    detail = dict(detail or {})
+    return of_times(what, {"torch": times}, dict(detail or {}))
+
+
+def of_times(what: str, times: dict[str, timing.Times], detail: dict[str, Any]) -> Row:
+    """A row of the times that there are, or of none."""
     return Row(
         benchmark="latency",
         case=Case.of("none", Shape(0, 0, 0, 0), detail.pop("dtype", "float32"), "inference"),
         threads=torch.get_num_threads(),
-        times={"torch": times},
+        times=times,
         provenance=Provenance.here_and_now(measure.device()),
         detail={"what": what, **detail},
     )

@@ -46,3 +46,48 @@ def meet(programs: int, steps: int, device: torch.device) -> Tensor:
     constants = {"PROGRAMS": programs, "WIDTH": width}
     barrier.launch(grid_meeting, (programs, 1), 1, device, places, wrong, steps, num_warps=8, **constants)
     return wrong
+
+
+@triton.jit(do_not_specialize=["steps"])
+def read_steps(x_ptr, last_ptr, steps, WIDTH: tl.constexpr):
+    """At every step, read WIDTH numbers past the first-level cache, from where the sum of the former ones says.
+
+    All are 0, so that it is always the same place; only the kernel cannot know. ``last (programs)``: the last sums.
+    """
+    at, start = tl.arange(0, WIDTH), 0
+    for _ in range(steps):
+        start = 16 * tl.sum(tl.load(x_ptr + start + at, cache_modifier=".cg"), 0)  # aligned, whatever it is
+    tl.store(last_ptr + tl.program_id(0), start)
+
+
+def read(zeros: Tensor, programs: int, steps: int) -> Tensor:
+    """Have so many programs read all of ``zeros``, int32 and as many as a power of two, one step after the other."""
+    last = torch.empty(programs, dtype=torch.int32, device=zeros.device)
+    read_steps[(programs,)](zeros, last, steps, WIDTH=len(zeros), num_warps=8)
+    return last
+
+
+@triton.jit(do_not_specialize=["steps"])
+def dot_steps(
+    x_ptr, w_ptr, sums_ptr, steps, SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Multiply the same matrices at every step, a part for each warp as the grid strategy does, and add all up.
+
+    ``x (SPLIT, ROWS, DEPTH)``, ``w (SPLIT, DEPTH, COLUMNS)``, ``sums (SPLIT, ROWS, COLUMNS)``, none rounded to TF32.
+    """
+    s, k = tl.arange(0, SPLIT)[:, None, None], tl.arange(0, DEPTH)
+    r, c = tl.arange(0, ROWS)[None, :, None], tl.arange(0, COLUMNS)[None, None, :]
+    x = tl.load(x_ptr + (s * ROWS + r) * DEPTH + k[None, None, :])
+    w = tl.load(w_ptr + (s * DEPTH + k[None, :, None]) * COLUMNS + c)
+    sums = tl.zeros((SPLIT, ROWS, COLUMNS), tl.float32)
+    for _ in range(steps):
+        sums = tl.dot(x, w, sums, input_precision="ieee")
+    tl.store(sums_ptr + (s * ROWS + r) * COLUMNS + c, sums)
+
+
+def multiply(x: Tensor, w: Tensor, steps: int) -> Tensor:
+    """``steps`` times the products of the matrices of float32 ``x (8, M, K)`` and ``w (8, K, N)``."""
+    sums = torch.empty(*x.shape[:2], w.shape[2], device=x.device)
+    sizes = {"SPLIT": len(x), "ROWS": x.shape[1], "DEPTH": x.shape[2], "COLUMNS": w.shape[2]}
+    dot_steps[(1,)](x, w, sums, steps, **sizes, num_warps=8)
+    return sums

@@ -30,6 +30,9 @@ class _Shared:
     def load(self, layout: object) -> Any:
         return tl.tensor(TensorHandle(self._data.copy(), self._dtype), tl.block_type(self._dtype, [*self._data.shape]))
 
+    def index(self, place: Any) -> "_Shared":
+        return _Shared(self._data[int(place)], self._dtype)
+
     def slice(self, start: Any, length: int, dim: int = 0) -> "_Shared":
         part = [slice(None)] * self._data.ndim
         part[dim] = slice(int(start), int(start) + int(length))
