@@ -18,6 +18,7 @@ SHORT = {
     "torch.nn cell loop": "cell loop",
     ONNX: "ONNX",
     "fastrnn resident": "resident",
+    "fastrnn grid": "grid",
     "fastrnn stepwise": "stepwise",
     "fastrnn recorded": "recorded",
 }
@@ -34,12 +35,14 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         made.append(layers_table(own, f"{kind[3]} ({kind[0]}, {kind[2]})"))
     others = [row for row in measured if "fastrnn" in row.times and row.benchmark not in ("layer", *NAMES)]
     models = [row for row in measured if row.benchmark in NAMES]
+    sized = [row for row in measured if "peak_bytes" in row.detail]
     latencies = [row for row in measured if row.benchmark == "latency"]
     missing = Counter(row.detail["not_measured"] for row in rows if "not_measured" in row.detail)
     return [
         *([latency_table(latencies)] if latencies else []),
         *made,
         *([others_table(others)] if others else []),
+        *([memory_table(sized)] if sized else []),
         *([summary(models)] if models else []),
         *([missing_table(missing)] if missing else []),
     ]
@@ -80,6 +83,25 @@ def others_table(rows: Sequence[Row]) -> Table:
             f"{SHORT.get(name, name)} {row.ratio('fastrnn', name):.2f}" for name in row.times if name != "fastrnn"
         )
         table.add_row(what, f"{row.case.cell} {row.case.shape}", row.case.mode, against, _fraction(row))
+    return table
+
+
+def memory_table(rows: Sequence[Row]) -> Table:
+    """What a training call takes of a GPU's memory."""
+    table = Table(
+        title="memory of a training call",
+        caption="at most, beside what there was before; and kept for backward, as a multiple of the output",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for column, justify in (("case", "left"), ("contestant", "left"), ("peak, MiB", "right"), ("kept", "right")):
+        table.add_column(column, justify=justify, no_wrap=True)
+    for row in rows:
+        case = f"{row.case.cell} {row.case.shape} {row.case.dtype}"
+        for name, peak in row.detail["peak_bytes"].items():
+            kept = row.detail["kept_bytes"][name] / row.detail["y_bytes"]
+            table.add_row(case, name, f"{peak / 2**20:.1f}", f"{kept:.2f}")
+            case = ""
     return table
 
 

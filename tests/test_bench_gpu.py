@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bench import contestants as everybody
-from bench import packed, report, resets, results, sanitize, targets, timing
+from bench import report, results, sanitize, targets, timing
 from bench.__main__ import main as bench
-from bench.gpu import cases, clock, command, contestants, latency, measure
+from bench.gpu import cases, clock, command, contestants, latency, measure, memory
 from bench.gpu.cases import Selection, Task
 from bench.grid import Shape
 
@@ -34,6 +34,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contestants, "forced_plans", lambda task: {})
     monkeypatch.setattr(clock, "by_events", timing.by_host)
     monkeypatch.setattr(clock, "captured", lambda call: call)
+    monkeypatch.setattr(memory, "peak_bytes", lambda call, under: 2**20)
     monkeypatch.setattr(measure, "device", lambda: GPU)
     monkeypatch.setattr(measure, "gemm_rate", lambda dtype, tf32: 1e12)
     monkeypatch.setattr(measure, "PRODUCT", 8)
@@ -42,8 +43,12 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "LATENCY_SECONDS", 0.001)
     monkeypatch.setattr(cases, "STACKS", (Shape(2, 3, 4, 5, layers=2, directions=2),))
     monkeypatch.setattr(cases, "RECORDED", (Shape(2, 3, 4, 5),))
-    monkeypatch.setattr(resets, "SHAPE", Shape(3, 6, 4, 5))
-    monkeypatch.setattr(packed, "SHAPE", Shape(4, 6, 4, 5))
+    monkeypatch.setattr(cases, "RESETS", (Shape(3, 6, 4, 5),))
+    monkeypatch.setattr(cases, "PACKED", (Shape(4, 6, 4, 5),))
+    monkeypatch.setattr(cases, "LEAN", (Shape(3, 6, 4, 5),))
+    monkeypatch.setattr(cases, "PUBLISHED", Shape(2, 7, 4, 5))
+    monkeypatch.setattr(cases, "TARGET_HIDDEN", (5,))
+    monkeypatch.setattr(cases, "TARGET_SHAPES", ({"batch": 2, "steps": 8}, {"batch": 2, "steps": 8, "layers": 2}))
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def run(out: Path, *arguments: str) -> tuple[int, list[results.Row]]:
 def test_the_grid_is_that_of_the_issue() -> None:
     grid = cases.tasks(Selection(parts=["forward", "training"], cells=["lstm"]))
     shapes = {task.shape for task in grid}
-    assert len(shapes) == 4 * 5 * 2
+    assert len(shapes) == 4 * 6 * 2
     assert all(shape.input == shape.hidden for shape in shapes)
     kinds = {(task.dtype, task.tf32) for task in grid}
     assert kinds == {("float16", None), ("bfloat16", None), ("float32", False), ("float32", True)}
@@ -91,7 +96,38 @@ def test_parts_are_modes_and_benchmarks() -> None:
     assert kinds("reset", "packed") == {("reset", both, False), ("packed", both, False)}
     assert kinds("recorded") == {("recorded", both, False)}
     assert kinds("latency") == set()
-    assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 3
+    assert kinds("lean") == set()  # float16 is not among its kinds of numbers
+
+
+def test_targets_come_first_and_nothing_twice() -> None:
+    """In the first third, after which the time may be up, there is something of everything."""
+    own = cases.tasks(Selection(parts=["targets"]))
+    assert [(task.shape, task.dtype) for task in own[:2]] == [
+        (cases.PUBLISHED, "bfloat16"),
+        (cases.PUBLISHED, "float16"),
+    ]
+    layers = [task for task in own if task.benchmark == "layer" and task.dtype != "float16"]
+    assert {(task.dtype, task.tf32) for task in layers} == {("bfloat16", None), ("float32", True)}
+    for cell in ("lstm", "gru"):
+        for kind in ("bfloat16", "float32"):
+            shapes = {task.shape for task in layers if (task.cell, task.dtype) == (cell, kind)}
+            assert {shape.hidden for shape in shapes} == {256, 512, 768, 1024}
+            assert {shape.batch for shape in shapes} == {1, 16, 64}
+            assert {shape.steps for shape in shapes} == {128, 1024}
+            assert {(shape.layers, shape.directions) for shape in shapes} == {(1, 1), (2, 1), (1, 2)}
+            assert len(shapes) == 4 * 6
+    assert own[2].dtype == "bfloat16"
+    assert {task.dtype for task in own if task.benchmark != "layer"} == {"bfloat16"}
+    early = own[: len(own) // 3]
+    assert {task.benchmark for task in early} == {"layer", "packed", "reset"}
+    assert {task.dtype for task in early} == {"bfloat16", "float16", "float32"}
+    everything = cases.tasks(Selection())
+    assert everything[: len(own)] == own
+    assert len(everything) == len(set(everything))
+    assert not cases.tasks(Selection(parts=["targets"], cells=["rnn_tanh"]))
+    only = cases.tasks(Selection(parts=["targets"], cells=["gru"], dtypes=["float32"], tf32=["on"]))
+    assert {(task.cell, task.dtype, task.tf32) for task in only} == {("gru", "float32", True)}
+    assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 2 * 3
 
 
 @pytest.mark.usefixtures("cpu")
@@ -102,8 +138,9 @@ def test_everything_is_measured_and_shown(
     status, rows = run(out, *TINY, "--cells", "lstm", "--dtype", "float32", "bfloat16", "--tf32", "off")
     assert status == 0
     layers = [row for row in rows if row.benchmark != "latency"]
-    assert {row.benchmark for row in rows} == {"latency", "layer", "packed", "recorded", "reset"}
-    assert len(layers) == 5 * 2 * 2
+    assert {row.benchmark for row in rows} == {"latency", "layer", "lean", "packed", "recorded", "reset"}
+    assert all(row.case.mode == "training" for row in rows if row.benchmark == "lean")
+    assert len(layers) == 5 * 2 * 2 + 3 * 2 + 1  # of all kinds of numbers, of the targets, and of the lean tape
     assert all(row.provenance.device == GPU for row in rows)
     assert all({"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} <= set(row.times) for row in layers)
     assert {(row.case.dtype, row.detail["tf32"]) for row in layers} == {("float32", False), ("bfloat16", None)}
@@ -120,8 +157,48 @@ def test_everything_is_measured_and_shown(
     printed = capsys.readouterr().out
     assert "a GPU, no TF32" in printed
     assert "resident" in printed
-    assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-bfloat16.png", "gpu.png"]
+    assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-float32.png", "gpu.png"]
     assert bench(["report", str(out)]) == 0
+
+
+@pytest.mark.usefixtures("cpu", "strategies")
+def test_the_lean_tape_is_checked_timed_and_weighed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the full one, by each strategy: here both are the CPU engine, whose tapes differ as those of a GPU do."""
+    shape = Shape(3, 200, 4, 32)
+    (row,) = measure.measure(replace(TASK, benchmark="lean", cell="lstm", shape=shape, modes=("training",)), 0.001)
+    ours = [f"fastrnn {strategy}{tape}" for strategy in ("resident", "stepwise") for tape in ("", ", lean tape")]
+    assert row.times.keys() == {"torch.nn", "fastrnn", *ours}
+    assert row.detail["error_ratio"].keys() == {"fastrnn", *ours}
+    assert row.detail["left_out"] == {}
+    kept, y_bytes = row.detail["kept_bytes"], 200 * 3 * 32 * 4
+    assert row.detail["y_bytes"] == y_bytes
+    assert kept.keys() == row.detail["peak_bytes"].keys() == row.times.keys()
+    assert y_bytes <= kept[ours[1]] == kept[ours[3]] < 1.25 * y_bytes < 5 * y_bytes < kept[ours[0]] == kept[ours[2]]
+    command._show([row], Path("."))
+    printed = capsys.readouterr().out
+    assert "memory of a training call" in printed
+    assert f"{kept[ours[1]] / y_bytes:.2f}" in printed
+
+
+def test_the_peak_is_what_a_call_takes_beside_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocator that counts, in the place of torch's."""
+    allocated, peak = 100, 0
+
+    def call() -> None:
+        nonlocal allocated, peak
+        allocated += 0 if allocated > 100 else 7  # kept from the first call on, as a library does
+        peak = max(peak, allocated + 30)
+
+    def reset_peak() -> None:
+        nonlocal peak
+        peak = allocated
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset_peak)
+    peak = 10_000  # of somebody else, before
+    assert memory.peak_bytes(call, nullcontext()) == 30
 
 
 @pytest.mark.usefixtures("cpu")

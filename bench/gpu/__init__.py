@@ -3,6 +3,7 @@
 * :mod:`bench.gpu.cases`: what is measured, in which order
 * :mod:`bench.gpu.contestants`: layers on the device, and the strategies of fastrnn's kernels one by one
 * :mod:`bench.gpu.clock`: time by CUDA events, of calls or of replays of a graph, and the setting of TF32
+* :mod:`bench.gpu.memory`: what a training call takes of the device's memory
 * :mod:`bench.gpu.measure`: the check and the rows of a case
 * :mod:`bench.gpu.latency`: what the device takes for the least there is to do
 * :mod:`bench.gpu.constants`: the same as the constants of the kernels' cost model, and where the plan finds them

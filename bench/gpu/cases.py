@@ -8,20 +8,43 @@ from bench.grid import CELLS, Shape
 from bench.plan import MODES
 from bench.results import Case
 
-PARTS = ("latency", "barrier", "forward", "training", "stacks", "reset", "packed", "recorded")
+Numbers = tuple[str, bool | None]  # a dtype, and whether products are rounded to TF32, which only float32's can be
+
+# In the order in which they are measured.
+PARTS = ("latency", "barrier", "targets", "lean", "stacks", "reset", "packed", "recorded", "forward", "training")
 MEASURED = CELLS[:3]  # of rnn_relu there is little to learn that rnn_tanh does not tell
 BATCHES = (1, 16, 64, 256)
-HIDDEN = (64, 128, 256, 512, 1024)
+HIDDEN = (64, 128, 256, 512, 768, 1024)
 STEPS = (128, 1024)
-DTYPES = ("float16", "bfloat16", "float32")
-TF32 = ("off", "on")
+DTYPES = ("bfloat16", "float32", "float16")
+TF32 = ("on", "off")
 STACKS = (
-    Shape(16, 128, 256, 256, layers=2),
+    *(Shape(16, 128, hidden, hidden, layers=2) for hidden in (256, 512, 768, 1024)),
+    *(Shape(16, 128, hidden, hidden, directions=2) for hidden in (256, 512, 768, 1024)),
     Shape(64, 128, 128, 128, directions=2),
     Shape(16, 128, 512, 512, layers=2, directions=2),
 )
+RESETS = (resets.SHAPE, Shape(16, 128, 512, 512))
+PACKED = (packed.SHAPE, Shape(32, 200, 512, 512))
+LEAN = (Shape(32, 1024, 512, 512), Shape(32, 256, 512, 512), Shape(32, 1024, 128, 128))
 # Where a kernel's step takes about as long as its launch: by launches, and by replays of their recording.
 RECORDED = (Shape(1, 128, 256, 256), Shape(16, 1024, 256, 256), Shape(64, 128, 512, 512))
+
+# What the targets are about (bench.gpu.targets). In 16-bit floating point, which cuDNN has its best kernels for, and in
+# bfloat16, in which others have published times of this shape:
+PUBLISHED = Shape(16, 1024, 768, 768)
+# and, in kinds of numbers that cuDNN has no kernels for that keep weights on chip,
+STANDARD: tuple[Numbers, ...] = (("bfloat16", None), ("float32", True))
+# these hidden units, each in these shapes.
+TARGET_HIDDEN = (512, 256, 1024, 768)
+TARGET_SHAPES: tuple[dict[str, int], ...] = (
+    {"batch": 16, "steps": 128},
+    {"batch": 16, "steps": 128, "layers": 2},
+    {"batch": 16, "steps": 128, "directions": 2},
+    {"batch": 64, "steps": 128},
+    {"batch": 1, "steps": 128},
+    {"batch": 16, "steps": 1024},
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +59,17 @@ class Selection:
     hidden: Sequence[int] = HIDDEN
     steps: Sequence[int] = STEPS
 
-    def numbers(self) -> list[tuple[str, bool | None]]:
-        """Dtypes, and whether products are rounded to TF32: float32 once with and once without, for others None."""
-        kinds: list[tuple[str, bool | None]] = []
+    def numbers(self) -> list[Numbers]:
+        """All kinds: float32 once rounded to TF32 and once not."""
+        kinds: list[Numbers] = []
         for dtype in self.dtypes:
             kinds += [(dtype, setting == "on") for setting in self.tf32] if dtype == "float32" else [(dtype, None)]
         return kinds
+
+    @property
+    def gated(self) -> list[str]:
+        """The cells that most parts beside the grid are about."""
+        return [cell for cell in self.cells if cell in ("lstm", "gru")]
 
 
 @dataclass(frozen=True)
@@ -65,29 +93,59 @@ class Task:
 
 
 def tasks(selection: Selection) -> list[Task]:
-    """All of them but latencies: first the few, then the grid, the least work first, since time may run out."""
-    return [
-        Task(benchmark, cell, shape, dtype, tf32, modes)
-        for benchmark, cell, shape, modes in _shapes(selection)
-        for dtype, tf32 in selection.numbers()
-    ]
+    """All of them but latencies, each once: the most important first, since time may run out."""
+    special = {
+        "targets": _targets(selection),
+        "lean": _each(selection, "lean", LEAN, STANDARD, ("training",)),
+        "stacks": _each(selection, "layer", STACKS),
+        "reset": _each(selection, "reset", RESETS),
+        "packed": _each(selection, "packed", PACKED),
+        "recorded": _each(selection, "recorded", RECORDED),
+    }
+    wanted = [task for part, made in special.items() if part in selection.parts for task in made]
+    return list(dict.fromkeys([*wanted, *_grid(selection)]))
 
 
-def _shapes(selection: Selection) -> Iterator[tuple[str, str, Shape, tuple[str, ...]]]:
-    gated = [cell for cell in selection.cells if cell in ("lstm", "gru")]
-    for part, benchmark, shapes in (
-        ("stacks", "layer", STACKS),
-        ("reset", "reset", (resets.SHAPE,)),
-        ("packed", "packed", (packed.SHAPE,)),
-        ("recorded", "recorded", RECORDED),
-    ):
-        if part in selection.parts:
-            yield from ((benchmark, cell, shape, MODES) for shape in shapes for cell in gated)
+def _each(
+    selection: Selection,
+    benchmark: str,
+    shapes: Sequence[Shape],
+    numbers: Sequence[Numbers] | None = None,
+    modes: tuple[str, ...] = MODES,
+) -> Iterator[Task]:
+    """The gated cells in each shape, in all kinds of numbers or in these."""
+    for dtype, tf32 in selection.numbers():
+        if numbers is None or (dtype, tf32) in numbers:
+            for shape in shapes:
+                yield from (Task(benchmark, cell, shape, dtype, tf32, modes) for cell in selection.gated)
+
+
+def _targets(selection: Selection) -> Iterator[Task]:
+    """First the shape that others published; then something of everything; then the rest."""
+    half, single = ([kind] for kind in STANDARD)
+    for dtype, tf32 in selection.numbers():
+        if "lstm" in selection.cells and tf32 is None:
+            yield Task("layer", "lstm", PUBLISHED, dtype, None)
+    first, *rest = (
+        [Shape(input=hidden, hidden=hidden, **sizes) for hidden in TARGET_HIDDEN] for sizes in TARGET_SHAPES
+    )
+    yield from _each(selection, "layer", first, half)
+    yield from _each(selection, "packed", PACKED, half)
+    yield from _each(selection, "reset", RESETS, half)
+    yield from _each(selection, "layer", first, single)
+    for kind in (half, single):
+        for shapes in rest:
+            yield from _each(selection, "layer", shapes, kind)
+
+
+def _grid(selection: Selection) -> Iterator[Task]:
+    """Every size with every other, the least work first."""
     modes = tuple(
         mode for part, mode in (("forward", "inference"), ("training", "training")) if part in selection.parts
     )
-    if modes:
-        for steps in selection.steps:
-            for batch in selection.batches:
-                for hidden in selection.hidden:
-                    yield from (("layer", cell, Shape(batch, steps, hidden, hidden), modes) for cell in selection.cells)
+    for steps in selection.steps if modes else ():
+        for batch in selection.batches:
+            for hidden in selection.hidden:
+                for cell in selection.cells:
+                    for dtype, tf32 in selection.numbers():
+                        yield Task("layer", cell, Shape(batch, steps, hidden, hidden), dtype, tf32, modes)

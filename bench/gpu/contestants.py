@@ -20,6 +20,7 @@ from bench.resets import PART, Loop, Resetting
 from bench.results import BASELINE
 
 DEVICE = "cuda"  # the current one
+LEAN = ", lean tape"  # behind the name of a strategy
 Contexts = dict[str, Callable[[], AbstractContextManager[None]]]
 
 
@@ -57,9 +58,11 @@ def prepare(task: Task, with_strategies: bool = True) -> Prepared:
     x = torch.randn(shape.steps, shape.batch, shape.input, device=DEVICE).to(DTYPES[task.dtype])
     made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(layer, ours, x)
     strategies = forced_plans(task) if with_strategies else {}
+    stacks = {"": made.stacks["fastrnn"]} | ({LEAN: _with_lean_tape(layer)} if task.benchmark == "lean" else {})
     for name, plan in strategies.items():
-        made.stacks[name] = made.stacks["fastrnn"]
-        made.under[name] = partial(_forced, plan)
+        for tape, stack in stacks.items():
+            made.stacks[name + tape] = stack
+            made.under[name + tape] = partial(_forced, plan)
     made.detail["strategies"] = {name: str(plan) for name, plan in strategies.items()}
     return made
 
@@ -94,6 +97,12 @@ def _forced(plan: Any) -> AbstractContextManager[None]:
 
 def _dense(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
     return Prepared({BASELINE: layer, "fastrnn": ours}, x, copy.deepcopy(layer))
+
+
+def _with_lean_tape(layer: nn.RNNBase) -> nn.Module:
+    stack = fastrnn_stack(layer).to(DEVICE)
+    stack.tape = "lean"
+    return stack
 
 
 def _packed(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:

@@ -12,7 +12,7 @@ import fastrnn
 from bench import roofline, timing
 from bench.calls import calls
 from bench.check import check_stacks
-from bench.gpu import clock, contestants
+from bench.gpu import clock, contestants, memory
 from bench.gpu.cases import Task
 from bench.gpu.contestants import Prepared
 from bench.plan import DTYPES
@@ -63,10 +63,16 @@ def measure(task: Task, seconds: float, graphs: bool = False, with_strategies: b
                 name: clock.Call(run, made.under.get(name, nullcontext))
                 for name, run in calls(stacks, made.x, mode).items()
             }
+            sizes: dict[str, Any] = {}
+            if task.benchmark == "lean":
+                shape = task.shape
+                y_numbers = shape.steps * shape.batch * shape.hidden * shape.directions
+                runs = {name: call.run for name, call in contenders.items()}
+                sizes = memory.of_training(made, runs, y_numbers * made.x.element_size())
             if graphs:
                 contenders = _captured(contenders, own)
             times = timing.measure(contenders, seconds, LEAST_TURNS, clock=clock.by_events)
-            yield _row(task, mode, times, {**detail, "left_out": own}, made.batch_sizes)
+            yield _row(task, mode, times, {**detail, **sizes, "left_out": own}, made.batch_sizes)
 
 
 def not_measured(task: Task, mode: str, reason: str) -> Row:
