@@ -161,8 +161,8 @@ def _show(rows: Sequence[results.Row], console: "Console", targets: bool) -> Non
 
     for table in report.tables(rows):
         console.print(table)
-    if targets:
-        console.print(report.targets_table(rows))
+    for table in report.targets_tables(rows) if targets else ():
+        console.print(table)
 
 
 def _console() -> "Console":

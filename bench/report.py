@@ -8,6 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.contestants import ONNX
+from bench.gpu import targets as gpu_targets
+from bench.gpu.targets import Judged
 from bench.plan import MODES
 from bench.results import BASELINE, Row
 from bench.targets import Reached, reached
@@ -145,12 +147,43 @@ def targets_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def gpu_targets_table(device: str, judged: Sequence[Judged]) -> Table:
+    """Every target of a GPU: whether it is reached as fastrnn plans, and what its best strategies would reach."""
+    table = Table(
+        title=f"targets: {device}",
+        caption="mean and worst case as fastrnn plans; had it planned what was the fastest in each row: mean (worst)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    right = ("rows", "mean", "best strategies")
+    for column in ("target", "needs", "rows", "mean", "worst case", "met?", "best strategies"):
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column == "target")
+    for one in judged:
+        mean, _, worst, met = _outcome(one.planned)
+        best = ""
+        if one.best.mean is not None and one.best.worst is not None:
+            best = f"{_short(one.best.mean)} ({_short(one.best.worst.number)})"
+        table.add_row(one.target.what, one.target.needs(), str(one.values or ""), mean, worst, met, best)
+    return table
+
+
+def targets_tables(rows: Sequence[Row]) -> list[Table]:
+    """Those of a CPU where there are rows of one or none at all, and those of each GPU that there are rows of."""
+    on_gpu = [row for row in rows if row.provenance.device is not None]
+    of_cpu = [targets_table(rows)] if not on_gpu or len(on_gpu) < len(rows) else []
+    return of_cpu + [gpu_targets_table(device, judged) for device, judged in gpu_targets.judged(on_gpu).items()]
+
+
 def _outcome(result: Reached) -> tuple[str, str, str, str]:
     if result.mean is None or result.worst is None:
         return "", "", "", "[dim]not measured[/dim]"
     limit = "" if result.at_limit is None else f"{result.at_limit:.2f}"
-    worst = f"{result.worst.number:.2f}, {result.worst.case}"
-    return f"{result.mean:.2f}", limit, worst, "[green]yes[/green]" if result.met else "[red]no[/red]"
+    worst = f"{_short(result.worst.number)}, {result.worst.case}"
+    return _short(result.mean), limit, worst, "[green]yes[/green]" if result.met else "[red]no[/red]"
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number < 1000 else f"{number:,.0f}"
 
 
 def _fraction(row: Row) -> str:

@@ -59,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU and what drives it."""
+    """A GPU and what drives it; ``processors`` are its multiprocessors, None where they were not written down."""
 
     name: str
     capability: str
@@ -67,6 +67,7 @@ class Device:
     cuda: str
     cudnn: str
     triton: str
+    processors: int | None = None
 
     @classmethod
     @cache
@@ -80,6 +81,7 @@ class Device:
             cuda=str(torch.version.cuda),
             cudnn=str(torch.backends.cudnn.version()),
             triton=version("triton") if find_spec("triton") else "none",
+            processors=torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count,
         )
 
 

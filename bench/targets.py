@@ -81,10 +81,11 @@ class Reached:
 def reached(rows: Sequence[Row]) -> list[Reached]:
     """Every target, with what these rows say of it."""
     on_cpu = [row for row in rows if row.provenance.device is None]
-    return [_reached(target, on_cpu) for target in TARGETS]
+    return [outcome(target, on_cpu) for target in TARGETS]
 
 
-def _reached(target: Target, rows: Sequence[Row]) -> Reached:
+def outcome(target: Target, rows: Sequence[Row]) -> Reached:
+    """What these rows say of a target."""
     values = target.values(rows)
     if not values:
         return Reached(target, None, None)

@@ -94,7 +94,7 @@ def _show(rows: Sequence[Row], path: Path) -> None:
         from bench import report
 
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        for table in report.tables(rows):
+        for table in (*report.tables(rows), *report.targets_tables(rows)):
             console.print(table)
     except ImportError as missing:
         print(f"no tables ({missing}): `python -m bench report {path}` makes them elsewhere")
