@@ -3,12 +3,20 @@
 #
 #   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
 #
-# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu` (latency, barrier,
-# forward, training, stacks, reset, packed, recorded); default: all of them. Each of the first five, and all that is measured
-# together, ends within ten minutes, finished or not. Everything is written under OUT_DIR (default: $OUT, else
-# bench/results/gpu). The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
-# installed. A stage that fails or takes too long, does not keep the next ones from running; the exit status says
-# whether all passed.
+# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu`, which it measures in
+# this order: latency, barrier, targets, lean, stacks, reset, packed, recorded, forward, training; default: all of them.
+# Each of the first five, and all that is measured together, ends within ten minutes, finished or not. Everything is
+# written under OUT_DIR (default: $OUT, else bench/results/gpu); rows of single parts go to a file of their own,
+# gpu-PART-PART.jsonl. The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
+# installed. A stage that fails or takes too long does not keep the next ones from running; the exit status says whether
+# all passed.
+#
+# In three calls of ten minutes, what is to be known first: the constants of the cost model and the tape's memory; which
+# targets are met; whether the tests for GPUs pass. `python -m bench gpu-constants` and `report` read the rows anywhere.
+#
+#   MINUTES=5 bench/gpu.sh OUT_DIR --part build latency barrier lean
+#   MINUTES=7 bench/gpu.sh OUT_DIR --part build targets
+#   bench/gpu.sh OUT_DIR --part build tests-gpu
 #
 # In the environment: PYTHON (default: python3), MINUTES of measuring (default: 8).
 
@@ -20,7 +28,7 @@ minutes=${MINUTES:-8}
 out=${OUT:-bench/results/gpu}
 stages=() measured=() passed=() failed=()
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "bench/gpu.sh"; }
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "bench/gpu.sh"; }
 
 if [[ $# -gt 0 && $1 != -* ]]; then
   out=$1
@@ -33,7 +41,8 @@ while [[ $# -gt 0 ]]; do
       while [[ $# -gt 0 && $1 != -* ]]; do
         case $1 in
           build | tests-gpu | tests | tests-interpreted | sanitizer) stages+=("$1") ;;
-          latency | barrier | forward | training | stacks | reset | packed | recorded) measured+=("$1") ;;
+          latency | barrier | targets | lean | stacks) measured+=("$1") ;;
+          reset | packed | recorded | forward | training) measured+=("$1") ;;
           *)
             echo "bench/gpu.sh: there is no part $1" >&2
             exit 2
@@ -144,10 +153,13 @@ if asked sanitizer; then
 fi
 
 if ((everything || ${#measured[@]} > 0)); then
-  parts=()
-  ((${#measured[@]} > 0)) && parts=(--part "${measured[@]}")
-  stage bench $((${minutes%.*} * 60 + 90)) "$python" -m bench gpu --minutes "$minutes" --out "$out/gpu.jsonl" \
-    "${parts[@]}" "$@"
+  parts=() suffix=
+  if ((${#measured[@]} > 0)); then
+    parts=(--part "${measured[@]}")
+    suffix=$(printf -- '-%s' "${measured[@]}")
+  fi
+  stage "bench$suffix" $((${minutes%.*} * 60 + 90)) "$python" -m bench gpu --minutes "$minutes" \
+    --out "$out/gpu$suffix.jsonl" "${parts[@]}" "$@"
 fi
 
 {

@@ -384,6 +384,31 @@ def test_without_a_gpu_all_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("parts", [[], ["targets"], [*cases.PARTS]], ids=["all", "one", "each"])
+def test_the_script_for_gpus_knows_every_part(parts: list[str], tmp_path: Path) -> None:
+    """By a python that writes down what it is to do, and does none of it."""
+    python, asked, out = tmp_path / "python", tmp_path / "asked", tmp_path / "out"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    python.chmod(0o755)
+    chosen = ["--part", *parts] if parts else []
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), str(out), *chosen, "--", "--batch", "16"]
+    subprocess.run(command, env=os.environ | {"PYTHON": str(python), "MINUTES": "5"}, capture_output=True)
+    suffix = "".join(f"-{part}" for part in parts)
+    options = ["--minutes 5", f"--out {out}/gpu{suffix}.jsonl", " ".join(chosen), "--batch 16"]
+    measured = [line for line in asked.read_text().splitlines() if line.startswith("-m bench gpu")]
+    assert measured == ["-m bench gpu " + " ".join(filter(None, options))]
+    assert f"passed: bench{suffix} (" in (out / "summary.txt").read_text()
+
+
+def test_the_script_for_gpus_explains_itself() -> None:
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ", ".join(cases.PARTS) in " ".join(said.split())
+    assert said.count("MINUTES=") == 2
+    wrong = subprocess.run([*command[:2], "--part", "speed"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "bench/gpu.sh: there is no part speed\n")
+
+
 @pytest.mark.usefixtures("cpu")
 def test_rich_and_matplotlib_are_not_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
