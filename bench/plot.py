@@ -9,11 +9,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench import curves
 from bench.contestants import ONNX
+from bench.gpu import picture as gpu_picture
 from bench.results import BASELINE, Row
 from bench.style import CELL_COLOURS, FAINT, INK, STYLE, plain, save, where
 from bench.workloads import NAMES, picture
 
-SERIES: dict[str, Callable[[Sequence[Row]], Figure]] = {"scaling": curves.scaling, "tape": curves.tape}
+SERIES: dict[str, Callable[[Sequence[Row]], Figure]] = {
+    "scaling": curves.scaling,
+    "tape": curves.tape,
+    "lean": gpu_picture.memory,
+}
 
 
 def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
@@ -26,7 +31,7 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
         suffix = f"-{dtype}{'-tf32' if tf32 else ''}" if number else ""
         pictures.append(save(_layers(own), folder / f"{stem}{suffix}.png"))
     for benchmark, series in SERIES.items():
-        own = [row for row in rows if row.benchmark == benchmark]
+        own = [row for row in rows if row.benchmark == benchmark and row.times]
         if own:
             pictures.append(save(series(own), folder / f"{stem}-{benchmark}.png"))
     for benchmark in NAMES:

@@ -157,12 +157,12 @@ def test_everything_is_measured_and_shown(
     printed = capsys.readouterr().out
     assert "a GPU, no TF32" in printed
     assert "resident" in printed
-    assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-float32.png", "gpu.png"]
+    assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-float32.png", "gpu-lean.png", "gpu.png"]
     assert bench(["report", str(out)]) == 0
 
 
 @pytest.mark.usefixtures("cpu", "strategies")
-def test_the_lean_tape_is_checked_timed_and_weighed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lean_tape_is_checked_timed_and_weighed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside the full one, by each strategy: here both are the CPU engine, whose tapes differ as those of a GPU do."""
     shape = Shape(3, 200, 4, 32)
     (row,) = measure.measure(replace(TASK, benchmark="lean", cell="lstm", shape=shape, modes=("training",)), 0.001)
@@ -174,7 +174,9 @@ def test_the_lean_tape_is_checked_timed_and_weighed(capsys: pytest.CaptureFixtur
     assert row.detail["y_bytes"] == y_bytes
     assert kept.keys() == row.detail["peak_bytes"].keys() == row.times.keys()
     assert y_bytes <= kept[ours[1]] == kept[ours[3]] < 1.25 * y_bytes < 5 * y_bytes < kept[ours[0]] == kept[ours[2]]
-    command._show([row], Path("."))
+    late = measure.not_measured(replace(TASK, benchmark="lean"), "training", "the time was up")
+    command._show([row, late], tmp_path / "gpu.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu-lean.png"]
     printed = capsys.readouterr().out
     assert "memory of a training call" in printed
     assert f"{kept[ours[1]] / y_bytes:.2f}" in printed
