@@ -91,6 +91,6 @@ def cpu_engine() -> dict:
 setuptools.setup(
     packages=["fastrnn", "fastrnn.kernels"],
     package_dir={"fastrnn": "fastrnn", "fastrnn.kernels": "kernels"},
-    package_data={"fastrnn": ["py.typed", "*.pyi"], "fastrnn.kernels": ["gpus/*.jsonl"]},
+    package_data={"fastrnn": ["py.typed", "*.pyi"], "fastrnn.kernels": ["gpus/*.json*"]},
     **cpu_engine(),
 )

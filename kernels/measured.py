@@ -3,7 +3,8 @@
 ``python -m fastrnn tune`` measures on the user's own GPU and appends a line of JSON for each piece of work to
 :func:`cache_file`. A line holds for the GPU, driver, torch, triton and fastrnn that it was measured with. What the
 developers measured is in lines of the same kind in ``fastrnn/kernels/gpus/``, a file for each GPU; they hold whatever
-the versions are. The user's come first, and of those for the same work the last.
+the versions are. The user's come first, and of those for the same work the last. Beside them lie the constants of the
+cost model (:mod:`fastrnn.kernels.model`) that were measured on a GPU, for work of which there is no record.
 """
 
 import json
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastrnn.kernels.model import Constants
 
 TORCH = "torch"  # its own layers, among the ways to compute one
 TUNED = "tuned on this GPU"
@@ -224,6 +227,24 @@ def of_gpu(name: str, attributes: Collection[str]) -> tuple[Record, ...]:
     tuned = read(cache_file(), identity(name), attributes, TUNED)
     shipped = read(GPUS / f"{file_stem(name)}.jsonl", {"gpu": name}, attributes, f"measured on another {name}")
     return (*latest([*tuned]), *latest([*shipped]))
+
+
+def constants_of(name: str) -> Constants | None:
+    """The constants of the cost model that were measured on a GPU of that name, or None where none was.
+
+    What is no complete set of constants is left out with a warning.
+    """
+    path = GPUS / f"{file_stem(name)}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["constants"]
+        if missing := [field.name for field in fields(Constants) if field.name not in found]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return Constants(**found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"fastrnn: {path} has no constants of a GPU, and is not used: {error!r}", stacklevel=2)
+        return None
 
 
 def file_stem(name: str) -> str:

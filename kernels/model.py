@@ -22,6 +22,7 @@ class Constants:
     Attributes:
         barrier: seconds of a barrier of all programs, from the first store to the last load.
         launch: seconds of a kernel behind another one.
+        standard: seconds of a step of torch's layer, beside its product, where cuDNN has kernels for each.
         rest: seconds of a step's gates, reductions and barriers within a program.
         rest_in_registers: the same where weights stay in registers, and sums need fewer barriers.
         read: bytes per second that one multiprocessor reads from the second-level cache.
@@ -37,6 +38,7 @@ class Constants:
 
     barrier: float = 1.2e-6
     launch: float = 4e-6
+    standard: float = 4.4e-6
     rest: float = 0.6e-6
     rest_in_registers: float = 0.4e-6
     read: float = 64 * 1.7e9
@@ -75,11 +77,23 @@ DEPTH = 32  # of the sum, for each warp at a time
 
 
 @dataclass(frozen=True)
-class Product:
-    """How factors are multiplied: their size, and whether by matrix units."""
+class Step:
+    """What a step of a layer is to the model.
 
+    Attributes:
+        gates, batch, hidden, directions: G, B, H, D.
+        itemsize: bytes of a factor.
+        by_matrix_units: whether products are by matrix units.
+        processors: multiprocessors of the GPU.
+    """
+
+    gates: int
+    batch: int
+    hidden: int
+    directions: int
     itemsize: int
     by_matrix_units: bool
+    processors: int
 
     def rate(self, constants: Constants) -> float:
         """Products per second and multiprocessor."""
@@ -138,39 +152,42 @@ def spreads(
             yield Spread(tile, units, DEPTH, warps, warps, stages, "shared", programs)
 
 
-def grid_seconds(spread: Spread, gates: int, hidden: int, product: Product, constants: Constants = UNMEASURED) -> float:
-    """A step forward and a step backward of the grid strategy."""
-    rate = min(constants.read, constants.read_by_all / spread.programs)
+def grid_seconds(tile: int, units: int, stages: int, held: str, step: Step, constants: Constants = UNMEASURED) -> float:
+    """A step forward and a step backward of the grid strategy; arguments as of :class:`Spread`."""
+    programs = cdiv(step.batch, tile) * cdiv(step.hidden, units) * step.directions
+    rate = min(constants.read, constants.read_by_all / programs)
     seconds = 0.0
-    for factors in (1, gates):  # the state, or the gradients of all gates
-        read = spread.tile * factors * hidden * product.itemsize / rate
-        weights = gates * spread.units * hidden
-        multiplied, rest = spread.tile * weights / product.rate(constants), constants.rest_in_registers
-        if spread.held == "shared":
-            multiplied, rest = max(multiplied, weights * product.itemsize / constants.shared), constants.rest
-        seconds += constants.barrier + rest + read / (spread.stages if factors > 1 else 1) + multiplied
+    for factors in (1, step.gates):  # the state, or the gradients of all gates
+        read = tile * factors * step.hidden * step.itemsize / rate
+        weights = step.gates * units * step.hidden
+        multiplied, rest = tile * weights / step.rate(constants), constants.rest_in_registers
+        if held == "shared":
+            multiplied, rest = max(multiplied, weights * step.itemsize / constants.shared), constants.rest
+        seconds += constants.barrier + rest + read / (stages if factors > 1 else 1) + multiplied
     return seconds
 
 
-def resident_seconds(gates: int, tile: int, hidden: int, product: Product, constants: Constants = UNMEASURED) -> float:
-    """A step forward and a step backward of the resident strategy."""
-    width = padded(hidden)
-    weights = gates * width * width
-    multiplied = max(tile * weights / product.rate(constants), weights * product.itemsize / constants.shared)
-    return 2 * (constants.rest + multiplied)
+def resident_seconds(tile: int, step: Step, constants: Constants = UNMEASURED) -> float:
+    """A step forward and a step backward of the resident strategy, as often as its programs do not run at once."""
+    width = padded(step.hidden)
+    weights = step.gates * width * width
+    multiplied = max(tile * weights / step.rate(constants), weights * step.itemsize / constants.shared)
+    times = cdiv(cdiv(step.batch, tile) * step.directions, step.processors)
+    return 2 * times * (constants.rest + multiplied)
 
 
-def stepwise_seconds(
-    gates: int,
-    batch: int,
-    hidden: int,
-    directions: int,
-    product: Product,
-    processors: int,
-    constants: Constants = UNMEASURED,
-) -> float:
+def stepwise_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
     """A step forward and a step backward of the stepwise strategy."""
-    weights = directions * gates * hidden * hidden
-    by_all = product.rate(constants) * processors
-    multiplied = max(batch * weights / by_all, weights * product.itemsize / constants.read_by_all)
-    return 2 * (constants.launch + constants.rest + multiplied)
+    return 2 * (constants.launch + constants.rest + product_seconds(step, constants))
+
+
+def torch_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
+    """A step forward and a step backward of torch's layer, where cuDNN computes it by its standard algorithm."""
+    return 2 * (constants.standard + product_seconds(step, constants))
+
+
+def product_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
+    """The recurrent product of a step by a kernel of its own, on all multiprocessors."""
+    weights = step.directions * step.gates * step.hidden**2
+    by_all = step.rate(constants) * step.processors
+    return max(step.batch * weights / by_all, weights * step.itemsize / constants.read_by_all)

@@ -16,8 +16,9 @@ from functools import cache
 import torch
 
 from fastrnn._dynamo import constant
-from fastrnn.kernels import measured, model
+from fastrnn.kernels import cudnn, measured, model
 from fastrnn.kernels.measured import TORCH, Record, Work
+from fastrnn.kernels.model import Constants
 from fastrnn.kernels.tiles import cdiv, padded
 from fastrnn.reference import CELLS
 
@@ -28,10 +29,17 @@ FOUR_WARPS_COLUMNS = {2: 256, 4: 96, 8: 16}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
 CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
+MEASURED = "with constants measured on such a GPU"
+MARGIN = 1.25  # by which the model of the hardware may be off
 WHY = {
     "resident": "W_hh stays on chip for all steps: faster by a model of the hardware",
     "grid": "W_hh, spread over programs, stays on chip: faster by a model of the hardware",
     "stepwise": "W_hh is too large for one program to hold",
+}
+MIGHT = {
+    "resident": "W_hh could stay on chip for all steps",
+    "grid": "W_hh, spread over programs, could stay on chip for all steps",
+    "stepwise": "W_hh is too large for one program to hold, and a kernel could compute a step",
 }
 
 
@@ -46,7 +54,9 @@ class DeviceFacts:
         sm_count: multiprocessors (compute units).
         shared_memory_per_block: bytes that a block may have if it asks.
         l2_bytes: size of the second-level cache.
+        cudnn: the version of cuDNN that torch has, or None.
         records: what work took on it.
+        constants: of the cost model, as measured on such a GPU; None where nobody has measured them.
     """
 
     name: str
@@ -55,7 +65,9 @@ class DeviceFacts:
     sm_count: int
     shared_memory_per_block: int
     l2_bytes: int
+    cudnn: int | None = None
     records: tuple[Record, ...] = ()
+    constants: Constants | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +115,6 @@ class Plan:
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
 
 
-# Whether plans that nobody forces may have programs exchange states, which is the grid strategy. Where it went wrong,
-# numbers would be wrong; that it is right on a device, and faster, no GPU has shown yet.
-EXCHANGES = False
-
 _forced: dict[str, object] = {}
 
 
@@ -152,16 +160,13 @@ def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Pla
         return _faster(record, kernels)
     if facts.vendor != "nvidia":
         return Plan("torch", f"our kernels are unmeasured on {facts.name}")
-    if kernels.strategy != "resident":
-        other = "spread over many it could stay on chip, but no GPU has shown yet that this is faster"
-        if kernels.strategy != "grid":
-            other = "a kernel per step is unmeasured"
-        return Plan("torch", f"W_hh is too large for one program to hold, and {other}")
     if work.steps < FEWEST_STEPS:
         return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
     if work.dtype == torch.float64:
         return Plan("torch", "the model of the hardware is silent on float64")
-    return Plan("torch", "W_hh could stay on chip for all steps, but no GPU has shown yet that this is faster")
+    if facts.constants is None:
+        return Plan("torch", f"{MIGHT[kernels.strategy]}, but no GPU has shown yet that this is faster")
+    return _by_model(kernels, work, facts)
 
 
 def plan_kernels(work: Work, facts: DeviceFacts, reason: str | None = None) -> Plan:
@@ -176,10 +181,13 @@ def plan_kernels(work: Work, facts: DeviceFacts, reason: str | None = None) -> P
     if record is not None and record.choices and _fits(record, work, facts):
         return _recorded(record, work, facts, reason)
     chosen = resident_plan(work, facts) or stepwise_plan(work, facts)
-    by_itself = "grid" if EXCHANGES and work.steps >= FEWEST_STEPS else chosen.strategy
+    # Where an exchange of states went wrong, numbers would be wrong: no plan has one by itself on a GPU of which not
+    # even the barrier was measured, which is done by millions of them.
+    by_itself = "grid" if facts.constants is not None and work.steps >= FEWEST_STEPS else chosen.strategy
     if _forced.get("strategy", by_itself) == "grid":
         chosen = _grid_or(chosen, work, facts)
-    chosen = replace(chosen, reason=f"{reason or WHY[chosen.strategy]} (unmeasured)")
+    known = "unmeasured" if facts.constants is None else MEASURED
+    chosen = replace(chosen, reason=f"{reason or WHY[chosen.strategy]} ({known})")
     return replace(chosen, **_forced) if _forced else chosen  # type: ignore[arg-type]
 
 
@@ -241,28 +249,49 @@ def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
 
 def _grid_or(other: Plan, work: Work, facts: DeviceFacts) -> Plan:
     """The best plan of the grid strategy, if there is one and it is forced or, by the model, faster than the other."""
-    gates, size = CELLS[work.cell].gates, work.dtype.itemsize
-    product = model.Product(size, size == 2 or other.precision == "tf32")
-    if other.strategy == "resident":
-        least = model.resident_seconds(gates, other.tile, work.hidden, product)
-    else:
-        sizes = (work.batch, work.hidden, work.directions)
-        least = model.stepwise_seconds(gates, *sizes, product, facts.sm_count)
-    if "strategy" in _forced:
-        least = math.inf
-    chosen = other
+    chosen, least = other, math.inf if "strategy" in _forced else seconds(other, work, facts)
     for spread in _spreads(work, facts):
-        seconds = model.grid_seconds(spread, gates, work.hidden, product)
-        if seconds < least:
-            least, chosen = seconds, grid_plan(spread, other.precision)
+        spread_out = grid_plan(spread, other.precision)
+        took = seconds(spread_out, work, facts)
+        if took < least:
+            least, chosen = took, spread_out
     return chosen
+
+
+def seconds(plan: Plan, work: Work, facts: DeviceFacts) -> float:
+    """What a step forward and one backward of a layer take by the model: by a plan of ours, or by torch's."""
+    gates, size, constants = CELLS[work.cell].gates, work.dtype.itemsize, facts.constants or model.UNMEASURED
+    by_matrix_units = size == 2 or precision(work, facts) == "tf32"
+    step = model.Step(gates, work.batch, work.hidden, work.directions, size, by_matrix_units, facts.sm_count)
+    if plan.strategy == "grid":
+        return model.grid_seconds(plan.tile, plan.units, plan.stages, plan.held, step, constants)
+    if plan.strategy == "resident":
+        return model.resident_seconds(plan.tile, step, constants)
+    return (model.torch_seconds if plan.strategy == TORCH else model.stepwise_seconds)(step, constants)
+
+
+def _by_model(kernels: Plan, work: Work, facts: DeviceFacts) -> Plan:
+    """Ours, if it is faster by more than the model may be off."""
+    passes = (True, False) if work.trains else (True,)
+    device = (facts.capability, facts.sm_count, facts.cudnn)
+    if {cudnn.algorithm(work, forward, *device) for forward in passes} != {cudnn.Algorithm.STANDARD}:
+        return Plan("torch", "the model of the hardware knows nothing of how torch computes this")
+    ours, torchs = seconds(kernels, work, facts), seconds(Plan(TORCH, ""), work, facts)
+    how = f"as torch by a model of the hardware, {MEASURED}"
+    if ours * MARGIN > torchs:
+        return Plan("torch", f"the {kernels.strategy} strategy is not {MARGIN} times as fast {how}")
+    return replace(kernels, reason=f"{torchs / ours:.1f} times as fast {how}")
+
+
+def programs(plan: Plan, work: Work) -> int:
+    """How many programs the grid strategy has."""
+    return cdiv(work.batch, plan.tile) * cdiv(work.hidden, plan.units) * work.directions
 
 
 def _fits(record: Record, work: Work, facts: DeviceFacts) -> bool:
     """Whether what was chosen for other work can compute this: all programs of a grid have to run at once."""
     chosen = _recorded(record, work, facts, None)
-    programs = cdiv(work.batch, chosen.tile) * cdiv(work.hidden, chosen.units) * work.directions
-    return chosen.strategy != "grid" or programs <= facts.sm_count
+    return chosen.strategy != "grid" or programs(chosen, work) <= facts.sm_count
 
 
 def _recorded(record: Record, work: Work, facts: DeviceFacts, reason: str | None) -> Plan:
@@ -331,7 +360,9 @@ def device_facts(index: int) -> DeviceFacts:
             properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
         ),
         l2_bytes=properties.L2_cache_size,
+        cudnn=torch.backends.cudnn.version(),
         records=measured.of_gpu(properties.name, [field.name for field in fields(Plan)]),
+        constants=measured.constants_of(properties.name),
     )
 
 

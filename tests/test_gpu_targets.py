@@ -10,9 +10,9 @@ from rows import make_row, seconds
 
 from bench import report, results
 from bench.__main__ import main as bench
-from bench.gpu import cases, cudnn, targets
-from bench.gpu.cudnn import Algorithm
+from bench.gpu import cases, targets
 from bench.grid import Shape
+from fastrnn.kernels.cudnn import Algorithm
 
 H100 = results.Device("NVIDIA H100 80GB HBM3", "9.0", "580", "13.0", "91300", "3.6.0", 132)
 LAYER = Shape(16, 128, 512, 512)
@@ -53,7 +53,7 @@ def asked(
     device: results.Device = H100,
     benchmark: str = "layer",
 ) -> set[Algorithm]:
-    return cudnn.algorithms(row(cell, shape, dtype, mode, device, benchmark))
+    return targets.algorithms(row(cell, shape, dtype, mode, device, benchmark))
 
 
 def size(batch: int = 16, hidden: int = 512, **more: int) -> Shape:
@@ -130,7 +130,7 @@ def test_bfloat16_is_cudnns_from_a_version_on() -> None:
 
 def test_a_row_of_a_cpu_is_no_row_of_cudnn() -> None:
     with pytest.raises(ValueError, match="expected a row of a GPU, got one of a CPU"):
-        cudnn.algorithms(row(device=None))
+        targets.algorithms(row(device=None))
 
 
 @pytest.mark.parametrize(("mode", "least"), [("inference", 2), ("training", 1.8)])

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrnn import _cuda, engine
-from fastrnn.kernels import measured, plan
+from fastrnn.kernels import measured, model, plan
 from fastrnn.kernels.measured import Record, Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, forced, plan_kernels
 
@@ -220,3 +220,31 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_wide_spread_has_a_name_for_a_file() -> None:
     assert measured.file_stem("NVIDIA H100 80GB HBM3") == "NVIDIA-H100-80GB-HBM3"
     assert measured.file_stem("AMD Instinct™ MI300X/VF") == "AMD-Instinct-MI300X-VF"
+
+
+CONSTANTS = {field.name: 1e-6 for field in fields(model.Constants)}
+
+
+def test_constants_of_a_gpu_come_with_the_package(folder: Path) -> None:
+    assert measured.constants_of("NVIDIA H100") is None
+    (folder / "gpus").mkdir()
+    (folder / "gpus" / "NVIDIA-H100.json").write_text(json.dumps({"constants": CONSTANTS}))
+    assert measured.constants_of("NVIDIA H100") == model.Constants(**CONSTANTS)
+    assert measured.constants_of("NVIDIA A100") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "{}",
+        json.dumps({"constants": {name: 1e-6 for name in CONSTANTS if name != "barrier"}}),
+        json.dumps({"constants": CONSTANTS | {"barrier": -1}}),
+        json.dumps({"constants": CONSTANTS | {"speed": 1}}),
+    ],
+)
+def test_what_is_no_set_of_constants_is_left_out(folder: Path, content: str) -> None:
+    (folder / "gpus").mkdir()
+    (folder / "gpus" / "NVIDIA-H100.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"NVIDIA-H100.json has no constants of a GPU, and is not used: "):
+        assert measured.constants_of("NVIDIA H100") is None

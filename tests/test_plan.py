@@ -9,7 +9,17 @@ import torch
 
 from fastrnn.kernels import model
 from fastrnn.kernels.measured import Work
-from fastrnn.kernels.plan import DeviceFacts, Plan, forced, plan, plan_kernels, resident_memory
+from fastrnn.kernels.plan import (
+    DeviceFacts,
+    Plan,
+    candidates,
+    forced,
+    plan,
+    plan_kernels,
+    resident_memory,
+    resident_plan,
+)
+from fastrnn.kernels.plan import seconds as step_seconds
 from fastrnn.kernels.tiles import cdiv
 from fastrnn.reference import CELLS
 
@@ -18,14 +28,9 @@ A100 = DeviceFacts("NVIDIA A100", "nvidia", (8, 0), 108, 163 * 1024, 40 * 2**20)
 RTX5090 = DeviceFacts("NVIDIA GeForce RTX 5090", "nvidia", (12, 0), 170, 99 * 1024, 96 * 2**20)
 T4 = DeviceFacts("Tesla T4", "nvidia", (7, 5), 40, 64 * 1024, 4 * 2**20)
 MI300 = DeviceFacts("AMD Instinct MI300X", "amd", (9, 4), 304, 64 * 1024, 4 * 2**20)
-GPUS = (H100, A100, RTX5090, T4, MI300)
+KNOWN = replace(H100, constants=model.UNMEASURED, cudnn=91300)  # as if somebody had measured just these
+GPUS = (KNOWN, H100, A100, RTX5090, T4, MI300)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture
-def exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As plans will be once a GPU has shown that programs exchange states as they should."""
-    monkeypatch.setattr("fastrnn.kernels.plan.EXCHANGES", True)
 
 
 def choose(
@@ -36,9 +41,10 @@ def choose(
     steps: int = 100,
     batch: int = 16,
     beyond_torch: str | None = "reset",
+    inputs: int = 64,
     **options: object,
 ) -> Plan:
-    return plan(Work(cell, steps, batch, 64, hidden, dtype, **options), facts, beyond_torch)
+    return plan(Work(cell, steps, batch, inputs, hidden, dtype, **options), facts, beyond_torch)
 
 
 def test_small_layers_are_resident() -> None:
@@ -79,7 +85,6 @@ def test_what_torch_does_not_have_is_for_our_kernels() -> None:
     assert choose(facts=T4, beyond_torch="reset").strategy == "torch"
 
 
-@pytest.mark.usefixtures("exchanges")
 def test_kernels_fit_the_device() -> None:
     sizes = product(CELLS, (1, 3, 16, 17, 100, 1000), (1, 16, 33, 64, 100, 128, 200, 513, 2048), DTYPES, GPUS, (1, 2))
     for cell, batch, hidden, dtype, facts, directions in sizes:
@@ -95,17 +100,37 @@ def test_kernels_fit_the_device() -> None:
             assert resident_memory(cell, hidden, dtype.itemsize) <= facts.shared_memory_per_block
 
 
-@pytest.mark.usefixtures("exchanges")
 def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
     for cell, hidden, batch in product(CELLS, (192, 256, 512, 768, 1024), (1, 16, 32)):
-        chosen = choose(cell, hidden, batch=batch)
+        chosen = choose(cell, hidden, batch=batch, facts=KNOWN)
         assert chosen.strategy == "grid"
-        assert "unmeasured" in chosen.reason
-    assert choose(hidden=256, beyond_torch=None).strategy == "torch"
-    assert (choose(hidden=512).strategy, choose(hidden=512).held) == ("grid", "registers")
-    for options in ({"dtype": torch.float32}, {"facts": MI300}):
+        assert chosen.reason == "torch's layers have no reset= (with constants measured on such a GPU)"
+    assert (choose(hidden=512, facts=KNOWN).strategy, choose(hidden=512, facts=KNOWN).held) == ("grid", "registers")
+    for options in ({"dtype": torch.float32, "facts": KNOWN}, {"facts": replace(MI300, constants=model.UNMEASURED)}):
         chosen = choose(hidden=512, **options)
         assert (chosen.strategy, chosen.held) == ("grid", "shared")
+
+
+def test_the_model_is_asked_where_its_constants_were_measured() -> None:
+    """And where cuDNN computes a layer by its standard algorithm."""
+    chosen = choose(hidden=512, facts=KNOWN, beyond_torch=None)
+    assert chosen.strategy == "grid"
+    assert "times as fast as torch by a model of the hardware, with constants measured on such a GPU" in chosen.reason
+    slow = replace(KNOWN, constants=replace(model.UNMEASURED, barrier=1e-4, rest=1e-4))
+    for facts, options, reason in (
+        (slow, {"hidden": 512}, "the grid strategy is not 1.25 times as fast as torch by a model of the hardware"),
+        (KNOWN, {"hidden": 128}, "knows nothing of how torch computes this"),  # cuDNN keeps these on chip itself
+        (KNOWN, {"hidden": 512, "dtype": torch.float16, "inputs": 128}, "knows nothing of how torch computes this"),
+        (replace(KNOWN, cudnn=91200), {"hidden": 512}, "knows nothing of how torch computes this"),
+        (KNOWN, {"hidden": 512, "steps": 7}, "fewer than 8 steps"),
+        (KNOWN, {"hidden": 20, "dtype": torch.float64}, "silent on float64"),
+    ):
+        left = choose(facts=facts, beyond_torch=None, **options)
+        assert left.strategy == "torch"
+        assert reason in left.reason
+    trains = choose(hidden=160, facts=KNOWN, beyond_torch=None, trains=True)  # where only its forward pass does
+    assert trains.strategy == "torch"
+    assert choose(hidden=192, packed=True, facts=KNOWN, beyond_torch=None).strategy == "grid"
 
 
 def test_programs_exchange_states_only_where_that_is_forced() -> None:
@@ -115,58 +140,60 @@ def test_programs_exchange_states_only_where_that_is_forced() -> None:
         assert choose(hidden=512).split > 1
 
 
-@pytest.mark.usefixtures("exchanges")
 @pytest.mark.parametrize(
     "options",
     [{"hidden": 1025}, {"batch": 256, "hidden": 1024}, {"steps": 7}, {"dtype": torch.float64}, {"hidden": 128}],
     ids=str,
 )
 def test_layers_that_do_not_fit_a_grid_are_not(options: dict[str, object]) -> None:
-    assert choose(**{"hidden": 512} | options).strategy in ("stepwise", "resident")
+    assert choose(**{"hidden": 512, "facts": KNOWN} | options).strategy in ("stepwise", "resident")
 
 
 def test_the_model_is_one_of_cost() -> None:
     """More work takes no less time, a barrier less than two launches, and no synchronisation less than one."""
-    bf16 = model.Product(2, True)
-    spreads = {
-        (hidden, batch): list(model.spreads("nvidia", 4, 4, batch, hidden, 2, 1, H100.sm_count, 227 * 1024))
-        for hidden in (128, 256, 512, 1024)
-        for batch in (16, 32)
-    }
-    least = {size: min(model.grid_seconds(s, 4, size[0], bf16) for s in found) for size, found in spreads.items()}
-    for hidden, batch in least:
-        assert least[hidden, 16] <= least[hidden, 32]
-        assert least[128, batch] <= least[hidden, batch]
-        assert least[hidden, batch] < model.stepwise_seconds(4, batch, hidden, 1, bf16, 132)
-    assert model.resident_seconds(4, 16, 128, bf16) < least[128, 16]
+
+    def seconds(strategy: str, batch: int, hidden: int) -> float:
+        work = Work("lstm", 100, batch, 64, hidden, torch.bfloat16)
+        return min(step_seconds(p, work, H100) for p in candidates(work, H100) if p.strategy == strategy)
+
+    for hidden, batch in product((128, 256, 512, 1024), (16, 32)):
+        least = seconds("grid", batch, hidden)
+        assert seconds("grid", 16, hidden) <= least <= seconds("grid", 32, hidden)
+        assert seconds("grid", batch, 128) <= least < seconds("stepwise", batch, hidden)
+    assert seconds("resident", 16, 128) == seconds("resident", 132 * 16, 128) < seconds("grid", 16, 128)
+    assert seconds("resident", 132 * 16 + 1, 128) == 2 * seconds("resident", 16, 128)
 
 
 COUNTS_IN = {  # where 16-bit numbers are multiplied, 4 a gate; of "ordinary", float32
     "barrier": {"registers", "shared"},
     "launch": {"stepwise"},
+    "standard": {"torch"},
     "rest": {"shared", "resident", "stepwise"},
     "rest_in_registers": {"registers"},
     "read": {"registers", "shared"},
-    "read_by_all": {"registers", "shared", "stepwise"},
+    "read_by_all": {"registers", "shared", "stepwise", "torch"},
     "shared": {"shared", "resident"},
-    "matrix": {"registers", "shared", "resident", "stepwise"},
-    "ordinary": {"shared", "resident", "stepwise"},
+    "matrix": {"registers", "shared", "resident", "stepwise", "torch"},
+    "ordinary": {"shared", "resident", "stepwise", "torch"},
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(model.Constants)])
 def test_every_constant_of_the_model_counts(name: str) -> None:
     """A GPU that does one thing a hundred times slower takes longer with the strategies that do it, and no others."""
-    hidden, number = (256, model.Product(4, False)) if name == "ordinary" else (1024, model.Product(2, True))
+    hidden, dtype = (256, torch.float32) if name == "ordinary" else (1024, torch.bfloat16)
+    work, small = (Work("lstm", 100, 16, 64, h, dtype) for h in (hidden, 64))
 
     def seconds(constants: model.Constants) -> dict[str, float]:
-        sizes = (4, 4, 16, hidden, number.itemsize, 1, H100.sm_count, 227 * 1024)
-        found = {s.held: model.grid_seconds(s, 4, hidden, number, constants) for s in model.spreads("nvidia", *sizes)}
-        found["resident"] = model.resident_seconds(4, 16, 64, number, constants)
-        found["stepwise"] = model.stepwise_seconds(4, 16, hidden, 1, number, H100.sm_count, constants)
-        return found
+        facts = replace(H100, constants=constants)
+        found = {
+            p.held if p.strategy == "grid" else p.strategy: step_seconds(p, work, facts)
+            for p in candidates(work, facts)
+        }
+        found["resident"] = step_seconds(resident_plan(small, facts), small, facts)
+        return found | {"torch": step_seconds(Plan("torch", ""), work, facts)}
 
-    factor = 100 if name in ("barrier", "launch", "rest", "rest_in_registers") else 0.01
+    factor = 100 if name in ("barrier", "launch", "standard", "rest", "rest_in_registers") else 0.01
     slower = replace(model.UNMEASURED, **{name: getattr(model.UNMEASURED, name) * factor})
     before, after = seconds(model.UNMEASURED), seconds(slower)
     assert {strategy for strategy in before if after[strategy] > before[strategy]} == COUNTS_IN[name]
@@ -192,11 +219,12 @@ def test_large_products_are_cublas() -> None:
     assert choose(hidden=512, batch=16, steps=1).product == "fused"
 
 
-@pytest.mark.usefixtures("exchanges")
 def test_plans_are_values() -> None:
     assert choose() == choose()
     assert str(choose()) == "resident, 16 rows a program, 8 warps, ieee"
-    assert str(choose(hidden=512)) == "grid, 16 rows a program, 8 units, weights in registers, 8 warps, ieee"
+    assert (
+        str(choose(hidden=512, facts=KNOWN)) == "grid, 16 rows a program, 8 units, weights in registers, 8 warps, ieee"
+    )
     stepwise = choose(hidden=512, steps=1)
     assert str(stepwise) == "stepwise, 16 rows a program, 16 units, fused product, 4 warps, ieee"
     assert not stepwise.graphs  # no GPU has shown yet

@@ -7,7 +7,7 @@
 * :mod:`bench.gpu.measure`: the check and the rows of a case
 * :mod:`bench.gpu.latency`: what the device takes for the least there is to do
 * :mod:`bench.gpu.constants`: the same as the constants of the kernels' cost model, and where the plan finds them
-* :mod:`bench.gpu.targets`: what is to be reached, against which of cuDNN's algorithms (:mod:`bench.gpu.cudnn`)
+* :mod:`bench.gpu.targets`: what is to be reached, and against which of cuDNN's algorithms
 * :mod:`bench.gpu.command`: the command, which ends in time and says what it left out
 
 The rows are those of the CPU's benchmarks, with a device in their provenance, so that ``report`` and ``plot`` show

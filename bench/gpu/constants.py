@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from bench import results
+from bench.calls import calls
 from bench.gpu import contestants, latency, measure
 from bench.results import Row
 from fastrnn.kernels import model
+from fastrnn.kernels.measured import GPUS, Work, file_stem
 from fastrnn.kernels.model import Constants
-from fastrnn.kernels.plan import DeviceFacts, Plan, grid_plan, plan_kernels
+from fastrnn.kernels.plan import DeviceFacts, Plan, grid_plan, resident_plan
 
 STEPS = 10_000  # of a kernel that does one thing over and over
 READ = (1 << 10, 1 << 14)  # numbers of 4 bytes that a step reads, few and many: the state of a batch tile is such
@@ -139,9 +141,11 @@ def _product(
 
 
 def _rest(seconds: float, found: Found) -> list[Row]:
-    plan = plan_kernels("lstm", SEQUENCE, BATCH, RESIDENT, RESIDENT, torch.bfloat16, 1, _facts())
+    plan = resident_plan(_work(RESIDENT), _facts())
+    if plan is None:
+        raise LookupError(f"no program holds H={RESIDENT}")
     constants = _known(found, "shared", "matrix")
-    modelled = model.resident_seconds(GATES, plan.tile, RESIDENT, model.Product(2, True), constants)
+    modelled = model.resident_seconds(plan.tile, _step(RESIDENT), constants)
     return [_remainder("rest", plan, RESIDENT, modelled, constants.rest, seconds)]
 
 
@@ -153,9 +157,31 @@ def _rest_in_registers(seconds: float, found: Found) -> list[Row]:
     if spread is None:
         raise LookupError(f"no way to spread H={SPREAD} holds weights in registers")
     constants = _known(found, "barrier", "read", "read_by_all", "matrix")
-    modelled = model.grid_seconds(spread, GATES, SPREAD, model.Product(2, True), constants)
+    modelled = model.grid_seconds(spread.tile, spread.units, spread.stages, spread.held, _step(SPREAD), constants)
     plan = grid_plan(spread, "ieee")
     return [_remainder("rest_in_registers", plan, SPREAD, modelled, constants.rest_in_registers, seconds)]
+
+
+def _standard(seconds: float, found: Found) -> list[Row]:
+    """What a step of torch's takes beside its product, where cuDNN's standard algorithm computes the layer."""
+    constants, x = _known(found, "matrix", "read_by_all"), _input()
+    stock = torch.nn.LSTM(1, SPREAD, dtype=torch.bfloat16, device=contestants.DEVICE)
+    (call,) = calls({"torch": stock}, x, "training").values()
+    row = latency.row(f"torch's LSTM step forward and backward, B{BATCH} H{SPREAD}", call, seconds, calls=SEQUENCE)
+    product = model.product_seconds(_step(SPREAD), constants)
+    return [_constant("standard", row, row.times["torch"].median / 2 - product)]
+
+
+def _input() -> Tensor:
+    return torch.randn(SEQUENCE, BATCH, 1, device=contestants.DEVICE).to(torch.bfloat16)
+
+
+def _work(hidden: int) -> Work:
+    return Work("lstm", SEQUENCE, BATCH, 1, hidden, torch.bfloat16)
+
+
+def _step(hidden: int) -> model.Step:
+    return model.Step(GATES, BATCH, hidden, 1, 2, True, _facts().sm_count)
 
 
 def _facts() -> DeviceFacts:
@@ -216,6 +242,7 @@ MEASURES: dict[str, Measure] = {
     "shared": _shared,
     "matrix": _matrix,
     "ordinary": _ordinary,
+    "standard": _standard,
     "rest": _rest,
     "rest_in_registers": _rest_in_registers,
 }
@@ -273,15 +300,19 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("gpu-constants", help="write a GPU's measured constants where the plan finds them")
     parser.set_defaults(run=run)
     parser.add_argument("results", type=Path, nargs="+", help="files of JSON lines, of `gpu --part latency`")
-    parser.add_argument("--out", type=Path, required=True, help="a JSON file, such as kernels/measured/NAME.json")
+    parser.add_argument("--out", type=Path, help="a JSON file (default: kernels/gpus/NAME.json, by the GPU's name)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the constants of results; those that were not measured stay out, and are named."""
-    found = measured([row for path in options.results for row in results.read(path)])
-    write(options.out, found)
+    rows = [row for path in options.results for row in results.read(path)]
+    found = measured(rows)
+    device = next(row.provenance.device for row in rows if "value" in row.detail)
+    out = options.out or GPUS / f"{file_stem(device.name)}.json"
+    write(out, found)
     for field in fields(Constants):
-        value = f"{found[field.name]:.4g}" if field.name in found else "not measured, the model's guess stays"
-        print(f"{field.name}: {value}")
-    print(f"constants: {options.out}")
+        print(f"{field.name}: {found[field.name]:.4g}" if field.name in found else f"{field.name}: not measured")
+    print(
+        f"constants: {out}" + ", by which no plan goes before all are measured" * (len(found) < len(fields(Constants)))
+    )
     return 0

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from bench.contestants import CELL_LOOP
-from bench.gpu import cases, contestants, cudnn
+from bench.gpu import cases, contestants
 from bench.results import BASELINE, Row
 from bench.targets import Reached, Target, Value, outcome
+from fastrnn.kernels import cudnn
+from fastrnn.kernels.measured import Work
 
-GATED = cudnn.GATED
 LEAST_HIDDEN, MOST_HIDDEN, MOST_BATCH = 256, 1024, 64
 # Seconds of FlashRNN's fused CUDA kernels in bfloat16 on an H100 SXM, from the labels of the figure in its repository
 # (NX-AI/flashrnn, head_dim--lstm.svg). Its own figures leave the product with the input out; ours have it.
@@ -57,13 +60,30 @@ def is_standard(row: Row) -> bool:
     case = row.case
     return (
         row.benchmark == "layer"
-        and case.cell in GATED
+        and case.cell in cudnn.GATED
         and LEAST_HIDDEN <= case.hidden <= MOST_HIDDEN
         and case.batch <= MOST_BATCH
         and case.steps in cases.STEPS
         and (case.dtype in ("bfloat16", "float16") or (case.dtype == "float32" and row.detail.get("tf32") is True))
-        and cudnn.algorithms(row) == {cudnn.Algorithm.STANDARD}
+        and algorithms(row) == {cudnn.Algorithm.STANDARD}
     )
+
+
+def algorithms(row: Row) -> set[cudnn.Algorithm]:
+    """All that torch.nn's layer asks cuDNN for in a row of a GPU: in training, forward and backward.
+
+    Raises:
+        ValueError: it is not a row of a GPU.
+    """
+    device, case = row.provenance.device, row.case
+    if device is None:
+        raise ValueError(f"expected a row of a GPU, got one of {row.provenance.cpu}")
+    sizes = (case.steps, case.batch, case.input, case.hidden, getattr(torch, case.dtype), case.directions, case.layers)
+    work = Work(case.cell, *sizes, packed=row.benchmark == "packed")
+    major, minor = map(int, device.capability.split("."))
+    version = int(device.cudnn) if device.cudnn.isdecimal() else None
+    passes = (True,) if case.mode == "inference" else (True, False)
+    return {cudnn.algorithm(work, forward, (major, minor), device.processors, version) for forward in passes}
 
 
 def _of(rows: Sequence[Row], mode: str) -> Iterator[Row]:

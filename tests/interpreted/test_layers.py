@@ -12,6 +12,7 @@ from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thr
 
 from fastrnn import _cuda, _ops
 from fastrnn.kernels import call, layer, tables
+from fastrnn.kernels.model import UNMEASURED
 from fastrnn.kernels.plan import DeviceFacts, Plan
 from fastrnn.reference import CELLS
 
@@ -306,8 +307,8 @@ def test_lengths_are_transferred_once(use: Use, layout: str, monkeypatch: pytest
 @pytest.mark.parametrize(("hidden", "steps"), [(20, 2), (70, 2), (70, 8)], ids=["resident", "stepwise", "grid"])
 def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is registered for CUDA, on CPU tensors: facts come from elsewhere, and no device is set."""
-    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
-    monkeypatch.setattr("fastrnn.kernels.plan.EXCHANGES", True)
+    sizes = ("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+    facts = DeviceFacts(*sizes, constants=UNMEASURED)  # or no plan would have programs exchange states
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
     monkeypatch.setattr(
         _cuda, "tf32_allowed", lambda dtype: False
