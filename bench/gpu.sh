@@ -3,9 +3,9 @@
 #
 #   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
 #
-# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, or a part of `python -m bench gpu`, which it measures in
-# this order: latency, barrier, targets, lean, stacks, reset, packed, recorded, forward, training; default: all of them.
-# Each of the first five, and all that is measured together, ends within ten minutes, finished or not. Everything is
+# PART: build, tests-gpu, tests, tests-interpreted, sanitizer, tune, or a part of `python -m bench gpu`, which it measures
+# in this order: latency, barrier, targets, lean, stacks, reset, packed, recorded, forward, training; default: all of
+# them. Each of the first six, and all that is measured together, ends within ten minutes, finished or not. Everything is
 # written under OUT_DIR (default: $OUT, else bench/results/gpu); rows of single parts go to a file of their own,
 # gpu-PART-PART.jsonl. The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
 # installed. A stage that fails or takes too long does not keep the next ones from running; the exit status says whether
@@ -13,6 +13,7 @@
 #
 # In three calls of ten minutes, what is to be known first: the constants of the cost model and the tape's memory; which
 # targets are met; whether the tests for GPUs pass. `python -m bench gpu-constants` and `report` read the rows anywhere.
+# What `tune` measures, OUT_DIR/tuned.jsonl, is what kernels/gpus/NAME.jsonl ships for a GPU, once it is complete.
 #
 #   MINUTES=5 bench/gpu.sh OUT_DIR --part build latency barrier lean
 #   MINUTES=7 bench/gpu.sh OUT_DIR --part build targets
@@ -40,7 +41,7 @@ while [[ $# -gt 0 ]]; do
       shift
       while [[ $# -gt 0 && $1 != -* ]]; do
         case $1 in
-          build | tests-gpu | tests | tests-interpreted | sanitizer) stages+=("$1") ;;
+          build | tests-gpu | tests | tests-interpreted | sanitizer | tune) stages+=("$1") ;;
           latency | barrier | targets | lean | stacks) measured+=("$1") ;;
           reset | packed | recorded | forward | training) measured+=("$1") ;;
           *)
@@ -150,6 +151,14 @@ if asked sanitizer; then
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 160 \
       "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m bench.sanitize
   done
+fi
+
+if asked tune; then # the sizes that torch's layers are weakest at, the most usual first: it is stopped when time is up
+  shapes=()
+  for batch in 16 64 1; do
+    for hidden in 512 256 1024 768; do shapes+=("$batch,128,$hidden,$hidden"); done
+  done
+  FASTRNN_CACHE=$out stage tune 560 "$python" -m fastrnn tune --cell lstm gru --dtype bfloat16 --shape "${shapes[@]}"
 fi
 
 if ((everything || ${#measured[@]} > 0)); then

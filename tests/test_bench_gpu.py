@@ -400,6 +400,11 @@ def test_the_script_for_gpus_knows_every_part(parts: list[str], tmp_path: Path) 
     measured = [line for line in asked.read_text().splitlines() if line.startswith("-m bench gpu")]
     assert measured == ["-m bench gpu " + " ".join(filter(None, options))]
     assert f"passed: bench{suffix} (" in (out / "summary.txt").read_text()
+    tunes = [line for line in asked.read_text().splitlines() if line.startswith("-m fastrnn tune ")]
+    assert len(tunes) == (0 if parts else 1)
+    for line in tunes:
+        options = line.removeprefix("-m fastrnn tune ").split()
+        assert options[-13:-9] == ["--shape", "16,128,512,512", "16,128,256,256", "16,128,1024,1024"]
 
 
 def test_the_script_for_gpus_explains_itself() -> None:
