@@ -95,6 +95,6 @@ def backward(saved, dh, dc, CELL: tl.constexpr):
         dpre = (dh * (1.0 - saved[0] * saved[0]),)
         dh = zeros_like(dh)
     else:
-        dpre = (tl.where(saved[0] > 0, dh, 0.0),)
+        dpre = (tl.where(saved[0] <= 0, 0.0, dh),)  # where h' is NaN, as torch has it
         dh = zeros_like(dh)
     return dpre, dh, dc

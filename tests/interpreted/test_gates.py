@@ -47,3 +47,19 @@ def test_ends(dtype: torch.dtype) -> None:
     assert sigmoid.tolist() == [0, 0, 0, 0.5, 0.5, 1, 1, 1]
     assert tanh.tolist() == [-1, -1, -1, 0, 0, 1, 1, 1]
     assert all(t.isnan().all() for t in compute(torch.full((4,), torch.nan, dtype=dtype)))
+
+
+@triton.jit
+def relu_backward(h_ptr, dh_ptr, found_ptr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    dh = tl.load(dh_ptr + at)
+    dpre, _, _ = gates.backward((tl.load(h_ptr + at),), dh, dh, "rnn_relu")
+    tl.store(found_ptr + at, dpre[0])
+
+
+def test_a_gradient_passes_a_relu_of_nan_as_in_torch() -> None:
+    x = torch.tensor([-1.0, -0.0, 1.0, torch.nan]).requires_grad_()
+    dh, found = torch.tensor([2.0, 3.0, 5.0, 7.0]), torch.empty(4)
+    h = torch.relu(x)
+    relu_backward[(1,)](h.detach(), dh, found, 4)
+    assert torch.equal(found, torch.autograd.grad(h, x, dh)[0])
