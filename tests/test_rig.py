@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from rig.ptx import BarrierError, check_grid_barrier
+from rig.ptx import BarrierError, PollingError, check_grid_barrier, check_polling
 
 from bench import aot
 from bench.assembly import AMDGCN, PTX, SASS, Listing, Syntax
@@ -81,6 +81,24 @@ def exchange_kernel(x_ptr, counter_ptr, steps, SIZE: tl.constexpr, MODE: tl.cons
         tl.debug_barrier()
 
 
+@triton.jit
+def polling_kernel(x_ptr, counter_ptr, steps, SIZE: tl.constexpr, MODE: tl.constexpr):
+    """Each step waits for what all programs wrote in the one before; the mode says what is wrong about that."""
+    programs = tl.num_programs(0)
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    for t in range(steps):
+        ptrs = x_ptr + t * programs * SIZE + programs * SIZE - 1 - i
+        row = tl.load(ptrs, volatile=True)
+        if MODE != "once":
+            while tl.min(row, 0) == -1:
+                row = tl.load(ptrs, volatile=MODE != "cached")
+        if MODE == "more":
+            row += tl.load(ptrs + 1, volatile=True)
+        if MODE == "fenced":
+            tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
+        tl.store(x_ptr + (t + 1) * programs * SIZE + i, row * 2)
+
+
 SIGNATURE = {"x_ptr": "*bf16", "w_ptr": "*bf16", "y_ptr": "*bf16", "steps": "i32"}
 
 
@@ -88,9 +106,9 @@ def compiled(kernel: Any = recurrent_kernel, target: str = "sm_90", hidden: int 
     return aot.compile_kernel(kernel, SIGNATURE, {"H": hidden}, target, num_stages=1, **options)
 
 
-def exchanged(mode: str) -> str:
-    signature = {"x_ptr": "*fp32", "counter_ptr": "*i32", "steps": "i32"}
-    return aot.compile_kernel(exchange_kernel, signature, {"SIZE": 128, "MODE": mode}, "sm_90").ptx
+def exchanged(mode: str, kernel: Any = exchange_kernel) -> str:
+    signature = {"x_ptr": "*i32", "counter_ptr": "*i32", "steps": "i32"}
+    return aot.compile_kernel(kernel, signature, {"SIZE": 128, "MODE": mode}, "sm_90").ptx
 
 
 @pytest.mark.parametrize("target", list(aot.TARGETS))
@@ -299,6 +317,29 @@ def test_a_step_that_does_not_wait_is_caught() -> None:
     check_grid_barrier("\n".join([*loop[:3], *wait, loop[3], "ret;"]))
     with pytest.raises(BarrierError, match="released again without an acquire: line 3: atom"):
         check_grid_barrier("\n".join([*loop, *wait, "ret;"]))
+
+
+def test_polling_that_loads_anew_is_found() -> None:
+    assert check_polling(exchanged("right", polling_kernel)) == (4,)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("once", "0 bytes are asked for, and 4 polled"),  # by the loop over time, which is none that waits
+        ("more", "8 bytes are asked for, and 4 polled"),
+        ("cached", r"a load that polls is not volatile, line \d+: .*ld\.global"),
+        ("fenced", r"memory is ordered, line \d+: .*release"),
+    ],
+)
+def test_polling_that_may_read_too_early_is_caught(mode: str, message: str) -> None:
+    with pytest.raises(PollingError, match=message):
+        check_polling(exchanged(mode, polling_kernel))
+
+
+def test_a_kernel_that_does_not_poll_is_caught() -> None:
+    with pytest.raises(PollingError, match="nothing is polled"):
+        check_polling(compiled().ptx)
 
 
 LISTINGS = {

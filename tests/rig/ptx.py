@@ -1,8 +1,10 @@
-"""Whether a grid barrier orders memory: what an interpreter, whose memory has an order anyway, cannot show.
+"""Whether programs wait for each other as they should: what an interpreter, whose memory has an order, cannot show.
 
-The threads of a block store; a barrier of the block; one thread releases. One thread acquires; a barrier of the block;
-the threads load. PTX has every link of this chain as an instruction, and each can be missing: triton before 3.9 puts no
-barrier before a release, and ``tl.load(volatile=True)`` acquires nothing.
+A grid barrier: the threads of a block store; a barrier of the block; one thread releases. One thread acquires; a
+barrier of the block; the threads load. PTX has every link of this chain as an instruction, and each can be missing:
+triton before 3.9 puts no barrier before a release, and ``tl.load(volatile=True)`` acquires nothing.
+
+Polling data that are their own flags: no order of memory is needed, but every number has to be loaded anew each time.
 """
 
 import re
@@ -17,11 +19,17 @@ RELEASE = re.compile(r"(atom|red|st|fence)\.[\w.:]*(release|acq_rel)")
 ACQUIRE = re.compile(r"(atom|red|ld|fence)\.[\w.:]*(acquire|acq_rel)")
 READ = re.compile(r"ld\.[\w.:]*global")
 WRITE = re.compile(r"(st|atom|red)\.[\w.:]*global")
+VOLATILE = re.compile(r"ld\.volatile\.[\w.:]*global(?:\.v(\d))?\.b(\d+)")
+ORDERED = re.compile(r"(atom|red|membar|fence)\b|[\w.:]*\.(release|acquire|acq_rel)\b")
 WIDE = re.compile(r".*\.(gpu|sys)\b")
 
 
 class BarrierError(AssertionError):
     """A grid barrier that does not order memory, with the lines of PTX that show it."""
+
+
+class PollingError(AssertionError):
+    """Polling that may read what is not there yet, or go on for ever, or that orders memory as well."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,38 @@ def check_grid_barrier(ptx: str) -> GridBarrier:
                 )
     instructions = listing.instructions
     return GridBarrier(tuple(instructions[i] for i in releases), tuple(instructions[i] for i in acquires))
+
+
+def check_polling(ptx: str) -> tuple[int, ...]:
+    """Find the loops in which a kernel polls: the bytes that a thread loads each time through each, in order.
+
+    Raises:
+        PollingError: nothing is polled; a loop that polls also loads what is not loaded anew; what was asked for before
+            the loops is not as much as they ask for again; something orders memory, which would take the time that
+            polling is to save.
+    """
+    listing = Listing(ptx, PTX)
+    for ordered in _found(listing, ORDERED):
+        raise PollingError(f"memory is ordered, line {_show(listing, ordered)}")
+    volatile = {index: _bytes(listing.instructions[index]) for index in _found(listing, VOLATILE)}
+    if not volatile:
+        raise PollingError("nothing is polled")
+    with_polls = [loop for loop in listing.loops if not loop.isdisjoint(volatile)]
+    polling = [loop for loop in with_polls if not any(other < loop for other in with_polls)]
+    for loop in polling:
+        for index in sorted(loop):
+            if READ.match(listing.instructions[index].opcode) and index not in volatile:
+                raise PollingError(f"a load that polls is not volatile, line {_show(listing, index)}")
+    polled = [sum(volatile.get(index, 0) for index in loop) for loop in sorted(polling, key=min)]
+    asked = sum(volatile.values()) - sum(polled)
+    if asked != sum(polled):
+        raise PollingError(f"{asked} bytes are asked for, and {sum(polled)} polled")
+    return tuple(polled)
+
+
+def _bytes(load: Instruction) -> int:
+    count, bits = VOLATILE.match(load.opcode).groups()
+    return int(count or 1) * int(bits) // 8
 
 
 def _found(listing: Listing, kind: re.Pattern[str]) -> list[int]:
