@@ -13,6 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
+from fastrnn.kernels import exchange
 from fastrnn.kernels.grid import recur_forward
 from fastrnn.kernels.grid_backward import product_ptr, recur_backward
 
@@ -24,10 +25,11 @@ def matrix_layout(split):
 
 
 @gluon.constexpr_function
-def factor_layout(split, depth):
-    """Of the state as it is read: 16 bytes a thread, along a row."""
-    across = min(32, depth // 8)
-    return gl.BlockedLayout([1, 1, 8], [1, 32 // across, across], [split, 1, 1], [2, 1, 0])
+def factor_layout(split, depth, size):
+    """Of the state as it is read, in words of a ``size``: 16 bytes a thread, along a row."""
+    each = 16 // size
+    across = min(32, depth // each)
+    return gl.BlockedLayout([1, 1, each], [1, 32 // across, across], [split, 1, 1], [2, 1, 0])
 
 
 @gluon.constexpr_function
@@ -65,17 +67,17 @@ def places(dtype: gl.constexpr, COUNT: gl.constexpr, SPLIT: gl.constexpr, BB: gl
 
 
 @gluon.jit
-def read_rows(x_ptr, in_tile, STRIDE: gl.constexpr, H: gl.constexpr, SPLIT: gl.constexpr, BB: gl.constexpr,
-              BK: gl.constexpr):  # fmt: skip
-    """What other programs have stored at ``x_ptr``, in parts; past the first-level cache."""
-    layout: gl.constexpr = factor_layout(SPLIT, BK)
+def factors_at(x_ptr, in_tile, STRIDE: gl.constexpr, H: gl.constexpr, SPLIT: gl.constexpr, BB: gl.constexpr,
+               BK: gl.constexpr):  # fmt: skip
+    """As :func:`fastrnn.kernels.grid.factors_at`."""
+    layout: gl.constexpr = factor_layout(SPLIT, BK, x_ptr.dtype.element_ty.primitive_bitwidth // 8)
     s, r, k = tile_index(SPLIT, BB, BK, layout)
-    factors = ()
+    ptrs, masks = (), ()
     for j in gl.static_range(parts_of(H, SPLIT, BK)):
         at = j * SPLIT * BK + s * BK + k
-        inside = (r < in_tile) & (at < H)
-        factors = factors + (gl.load(x_ptr + (r * STRIDE + at), mask=inside, other=0.0, cache_modifier=".cg"),)
-    return factors
+        ptrs = ptrs + (x_ptr + (r * STRIDE + at),)
+        masks = masks + ((r < in_tile) & (at < H),)
+    return ptrs, masks
 
 
 @gluon.jit
@@ -91,27 +93,33 @@ def add_products(sums, factors, ws, hs, FIRST: gl.constexpr, SPLIT: gl.constexpr
 
 @gluon.jit
 def multiply_in_registers(
-    x_ptr, rows, held, in_tile, compute, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr, H: gl.constexpr,
-    SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr,
+    x_ptr, rows, held, in_tile, compute, patience, error_ptr, s, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr,
+    H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr, EXCHANGE: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid.multiply_shared`."""
     ws, hs, red = held[0], held[1], held[2]
     MMA: gl.constexpr = matrix_layout(SPLIT)
     SUMS: gl.constexpr = sum_layout(SPLIT, BB, BU)
-    factors = read_rows(x_ptr, in_tile, H, H, SPLIT, BB, BK)
+    dtype: gl.constexpr = x_ptr.dtype.element_ty
+    PACK: gl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    x_ptr = exchange.words(x_ptr, PACK, EXCHANGE)
+    places = factors_at(x_ptr, in_tile, H // PACK, H // PACK, SPLIT, BB, BK // PACK)
+    found = exchange.ask(places, EXCHANGE)
+    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
     zeros = gl.zeros([SPLIT, BB, W * BU], gl.float32, layout=MMA)
     red.store(add_products(zeros, factors, ws, hs, 0, SPLIT))
     products = ()
     for g in gl.static_range(W):
         total = gl.sum(red.slice(g * BU, BU, dim=2).load(SUMS), axis=0)
         products = products + (gl.where(rows[:, None], total, 0.0),)
-    return products
+    return products, patience
 
 
 @gluon.jit
 def multiply_in_registers_backward(
-    step_ptr, rows, held, in_tile, compute, CELL: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr,
-    H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr, AHEAD: gl.constexpr,
+    step_ptr, rows, held, in_tile, compute, patience, error_ptr, s, CELL: gl.constexpr, BB: gl.constexpr,
+    BU: gl.constexpr, W: gl.constexpr, H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr,
+    PRECISION: gl.constexpr, EXCHANGE: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid_backward.multiply_shared`."""
     ws, hs, red = held[0], held[1], held[2]
@@ -120,20 +128,23 @@ def multiply_in_registers_backward(
     G: gl.constexpr = 3 if CELL == "gru" else W
     PARTS: gl.constexpr = parts_of(H, SPLIT, BK)
     sums = gl.zeros([SPLIT, BB, BU], gl.float32, layout=MMA)
-    if AHEAD:
-        factors = read_rows(step_ptr, in_tile, W * H, H, SPLIT, BB, BK)
-        for g in gl.static_range(G):
-            after = factors
-            if g + 1 < G:
-                after = read_rows(product_ptr(step_ptr, CELL, g + 1, H), in_tile, W * H, H, SPLIT, BB, BK)
-            sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
-            factors = after
-    else:
-        for g in gl.static_range(G):
-            factors = read_rows(product_ptr(step_ptr, CELL, g, H), in_tile, W * H, H, SPLIT, BB, BK)
-            sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
+    dtype: gl.constexpr = step_ptr.dtype.element_ty
+    PACK: gl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    HP: gl.constexpr = H // PACK
+    step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
+    places = factors_at(step_ptr, in_tile, W * HP, HP, SPLIT, BB, BK // PACK)
+    found = exchange.ask(places, EXCHANGE)
+    for g in gl.static_range(G):
+        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        if g + 1 < G:
+            places = factors_at(product_ptr(step_ptr, CELL, g + 1, HP), in_tile, W * HP, HP, SPLIT, BB, BK // PACK)
+            if AHEAD:
+                found = exchange.ask(places, EXCHANGE)
+        sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
+        if g + 1 < G and not AHEAD:
+            found = exchange.ask(places, EXCHANGE)
     red.store(sums)
-    return gl.where(rows[:, None], gl.sum(red.load(SUMS), axis=0), 0.0)
+    return gl.where(rows[:, None], gl.sum(red.load(SUMS), axis=0), 0.0), patience
 
 
 @gluon.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
@@ -142,7 +153,7 @@ def gluon_grid_forward(
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
     SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, CHUNK: gl.constexpr, PRECISION: gl.constexpr,
-    APART: gl.constexpr,
+    APART: gl.constexpr, EXCHANGE: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid.grid_forward`."""
     MMA: gl.constexpr = matrix_layout(SPLIT)
@@ -169,7 +180,7 @@ def gluon_grid_forward(
         multiply_in_registers, (ws, hs, red), i, u0 + u, tile, d,
         pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
         reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
     )  # fmt: skip
 
 
@@ -179,7 +190,7 @@ def gluon_grid_backward(
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
     SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, STATE_WHOLE: gl.constexpr, PRECISION: gl.constexpr,
-    APART: gl.constexpr, AHEAD: gl.constexpr,
+    APART: gl.constexpr, EXCHANGE: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid_backward.grid_backward`."""
     MMA: gl.constexpr = matrix_layout(SPLIT)
@@ -202,5 +213,5 @@ def gluon_grid_backward(
         multiply_in_registers_backward, (ws, hs, red), i, u0 + u, tile, d,
         gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
         lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, AHEAD,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
     )  # fmt: skip

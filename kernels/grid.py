@@ -3,7 +3,8 @@
 A program has a tile of the hidden units, all gates of them, and a tile of the batch. It loads its part of W_hh once.
 At every step it reads the whole state of its batch tile, as the other programs have left it in the second-level cache,
 multiplies, finishes the gates of its units, leaves their new state there, and meets the programs of the same batch tile
-and direction at a barrier. The state has two places, used in turns: what one step reads, the next one overwrites.
+and direction at a barrier. The state has two places, used in turns: what one step reads, the next one overwrites. Where
+a plan has the data polled instead (:mod:`fastrnn.kernels.exchange`), it has a place for every step.
 
 The sum over H of the product is split over the warps of a program (SPLIT > 1), since there are fewer rows and units
 than warps could share; each then has a short chain of products of its own. While a program waits, its next step's
@@ -11,7 +12,7 @@ inputs are on their way, and what nobody waits for (y, the tape) is stored after
 
 Steps at which all sequences of a batch tile have ended, or, backwards in time, have not begun, do not meet: there is
 only 0 to be stored. Grid: (batch tiles x unit tiles, directions). Layouts as in :mod:`fastrnn.kernels.resident`;
-``exchange (2, D, B, H)`` in storage.
+``exchange (places, D, B, H)`` in storage.
 """
 
 import triton
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import barrier, gates
+from fastrnn.kernels import barrier, exchange, gates
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.resident import columns
@@ -78,22 +79,20 @@ def unit_weights(
 
 
 @triton.jit
-def read_factors(
+def factors_at(
     x_ptr, rows, BB: tl.constexpr, H: tl.constexpr, STRIDE: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr
 ):
-    """What other programs have stored at ``x_ptr``, BB rows of H numbers, STRIDE apart, in parts along the sum.
+    """Where other programs store BB rows of H numbers, STRIDE apart, in parts along the sum: pointers, and masks.
 
-    Only ``rows`` are read, the others count as zero. Past the first-level cache, where older numbers may be.
+    Only ``rows`` are read, the others count as zero.
     """
     at, mask = rows_of(tl.arange(0, BB) * STRIDE, SPLIT), rows_of(rows, SPLIT)
-    factors = ()
+    ptrs, masks = (), ()
     for j in tl.static_range((H + SPLIT * BK - 1) // (SPLIT * BK)):
         k = depth_at(j, SPLIT, BK, 2)
-        if (j + 1) * SPLIT * BK <= H:
-            factors = factors + (tl.load(x_ptr + (at + k), mask=mask, other=0.0, cache_modifier=".cg"),)
-        else:
-            factors = factors + (tl.load(x_ptr + (at + k), mask=mask & (k < H), other=0.0, cache_modifier=".cg"),)
-    return factors
+        ptrs = ptrs + (x_ptr + (at + k),)
+        masks = masks + (mask if (j + 1) * SPLIT * BK <= H else mask & (k < H),)
+    return ptrs, masks
 
 
 @triton.jit
@@ -133,13 +132,21 @@ def by_gate(sums, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def multiply_shared(
-    x_ptr, rows, ws, in_tile, compute, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr, H: tl.constexpr,
-    SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, rows, ws, in_tile, compute, patience, error_ptr, s, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr,
+    H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, EXCHANGE: tl.constexpr,
 ):  # fmt: skip
-    """The products of a tile's state at ``x_ptr`` with weights, by pre-activation; zero but for ``rows``."""
-    factors = read_factors(x_ptr, rows, BB, H, H, SPLIT, BK)
+    """The products of a tile's state at ``x_ptr`` with weights, by pre-activation; zero but for ``rows``.
+
+    And the patience that is left after step ``s`` has been waited for.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    x_ptr = exchange.words(x_ptr, PACK, EXCHANGE)
+    places = factors_at(x_ptr, rows, BB, H // PACK, H // PACK, SPLIT, BK // PACK)
+    found = exchange.ask(places, EXCHANGE)
+    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
     sums = add_products(no_sums(BB, W * BU, SPLIT, compute), factors, ws, 0, PRECISION)
-    return by_gate(total(sums, SPLIT), BB, BU, W)
+    return by_gate(total(sums, SPLIT), BB, BU, W), patience
 
 
 @triton.jit
@@ -181,7 +188,7 @@ def recur_forward(
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr,
 ):  # fmt: skip
     """The time loop of a program, whatever it holds its weights in: ``MULTIPLY`` knows that of ``held``.
 
@@ -223,10 +230,11 @@ def recur_forward(
             cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)
             passes = alive & (cut == 0)
             h, c = tl.where(cut[:, None], 0.0, h), tl.where(cut[:, None], 0.0, c)
-        here = (s - begin) % 2
-        products = MULTIPLY(
-            exchange_ptr + here * states + state_at, passes, held, B - b0, h.dtype, BB, BU, W, H, SPLIT, BK, PRECISION
-        )
+        here = exchange_ptr + exchange.place_of(s - begin, EXCHANGE) * states + state_at
+        products, patience = MULTIPLY(
+            here, passes, held, B - b0, h.dtype, patience, error_ptr, s,
+            BB, BU, W, H, SPLIT, BK, PRECISION, EXCHANGE,
+        )  # fmt: skip
         sums = ()
         for g in tl.static_range(W):
             if g < IN:
@@ -240,9 +248,9 @@ def recur_forward(
             h, c = tl.where(alive[:, None], h_new, h), tl.where(alive[:, None], c_new, c)
         else:
             h, c = h_new, c_new
-        there = exchange_ptr + (1 - here) * states + state_at
-        tl.store(there + flat, h.to(exchange_ptr.dtype.element_ty), mask=mask)
-        barrier.arrive(counter_ptr)
+        there = exchange_ptr + exchange.place_of(s - begin + 1, EXCHANGE) * states + state_at
+        exchange.put(there + flat, h, mask, EXCHANGE)
+        exchange.arrive(counter_ptr, EXCHANGE)
 
         y_mask = mask
         if first_ptr is not None:
@@ -257,7 +265,7 @@ def recur_forward(
         row = row_of(t, first_ptr, B) + b0
         alive = t < length
         pre = columns(pre_ptr + row * (W * H), pre_at, alive[:, None] & unit, H, IN)
-        patience = barrier.wait(counter_ptr, (s - begin + 1) * UNIT_TILES, patience, error_ptr, s)
+        patience = exchange.wait(counter_ptr, (s - begin + 1) * UNIT_TILES, patience, error_ptr, s, EXCHANGE)
     if lengths_ptr is not None:
         idle_forward(
             y_ptr, cells_ptr, borders_ptr, first_ptr, c, end, s1, d, D, b0, chunks, T, B, y_at, flat, mask,
@@ -274,7 +282,7 @@ def grid_forward(
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr,
 ):  # fmt: skip
     """Steps s0 … s1 - 1 of processing order; ``pre`` as in :func:`resident.resident_forward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
@@ -285,7 +293,7 @@ def grid_forward(
         multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
         pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
         reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
     )  # fmt: skip
 
 
@@ -306,6 +314,7 @@ def constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
         "SPLIT": plan.split,
         "BK": plan.depth,
         "APART": barrier.APART,
+        "EXCHANGE": plan.exchange,
     }
 
 
@@ -328,8 +337,8 @@ def forward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.forward`."""
-    exchange = y.new_empty((2, *h.shape))
-    exchange[0].copy_(h)
+    places = y.new_empty((s1 - s0 + 1 if plan.exchange == "data" else 2, *h.shape))
+    exchange.prepare(plan.exchange, places, known=h)
     kernel = grid_forward
     if plan.held == "registers":
         from fastrnn.kernels import gluon_grid
@@ -340,7 +349,7 @@ def forward(
         programs(plan, call),
         cdiv(call.batch, plan.tile) * call.directions,
         h.device,
-        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, exchange, call.lengths, call.first_row, call.reset),
+        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, places, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
         **forward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,

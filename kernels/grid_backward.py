@@ -4,24 +4,24 @@ At every step, from the last to the first, a program computes what its units sen
 where ``dpre`` has it anyway, meets the others, and multiplies what all of them have stored by its columns: the gradient
 that its units' state before the step gets. There are as many numbers to be read as gates times units, several times
 those of the forward pass, and the next gate's are on their way while one's are multiplied. The tape of the next step is
-read while the program waits.
+read while the program waits. Every step has a place of its own in ``dpre``, as polling needs it.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import barrier, gates
+from fastrnn.kernels import barrier, exchange, gates
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
     constants,
     depth_at,
+    factors_at,
     last_of,
     lively_steps,
     no_sums,
     programs,
-    read_factors,
     total,
 )
 from fastrnn.kernels.plan import Plan
@@ -63,26 +63,33 @@ def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl
 
 @triton.jit
 def multiply_shared(
-    step_ptr, rows, ws, in_tile, compute, CELL: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr,
-    H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    step_ptr, rows, ws, in_tile, compute, patience, error_ptr, s, CELL: tl.constexpr, BB: tl.constexpr,
+    BU: tl.constexpr, W: tl.constexpr, H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, EXCHANGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The products of a step's gradients at ``step_ptr`` with weights, summed over gates; zero but for ``rows``."""
+    """The products of a step's gradients at ``step_ptr`` with weights, summed over gates; zero but for ``rows``.
+
+    And the patience that is left after step ``s`` has been waited for.
+    """
     G: tl.constexpr = 3 if CELL == "gru" else W
     PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
     sums = no_sums(BB, BU, SPLIT, compute)
-    if AHEAD:
-        factors = read_factors(step_ptr, rows, BB, H, W * H, SPLIT, BK)
-        for g in tl.static_range(G):
-            after = factors
-            if g + 1 < G:
-                after = read_factors(product_ptr(step_ptr, CELL, g + 1, H), rows, BB, H, W * H, SPLIT, BK)
-            sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
-            factors = after
-    else:
-        for g in tl.static_range(G):
-            factors = read_factors(product_ptr(step_ptr, CELL, g, H), rows, BB, H, W * H, SPLIT, BK)
-            sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
-    return total(sums, SPLIT)
+    dtype: tl.constexpr = step_ptr.dtype.element_ty
+    PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    HP: tl.constexpr = H // PACK
+    step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
+    places = factors_at(step_ptr, rows, BB, HP, W * HP, SPLIT, BK // PACK)
+    found = exchange.ask(places, EXCHANGE)
+    for g in tl.static_range(G):
+        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        if g + 1 < G:
+            places = factors_at(product_ptr(step_ptr, CELL, g + 1, HP), rows, BB, HP, W * HP, SPLIT, BK // PACK)
+            if AHEAD:
+                found = exchange.ask(places, EXCHANGE)
+        sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
+        if g + 1 < G and not AHEAD:
+            found = exchange.ask(places, EXCHANGE)
+    return total(sums, SPLIT), patience
 
 
 @triton.jit
@@ -92,7 +99,7 @@ def recur_backward(
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr, AHEAD: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid.recur_forward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
@@ -144,8 +151,8 @@ def recur_backward(
             value = dpre[k]
             if lengths_ptr is not None:
                 value = tl.where(alive[:, None], value, 0.0)
-            tl.store(step_ptr + k * H + dpre_at, value.to(dpre_ptr.dtype.element_ty), mask=stored_mask)
-        barrier.arrive(counter_ptr)
+            exchange.put(step_ptr + k * H + dpre_at, value, stored_mask, EXCHANGE)
+        exchange.arrive(counter_ptr, EXCHANGE)
 
         next_t = time_of(tl.maximum(end - 2 - back, s0), d, T)
         next_row = row_of(next_t, first_ptr, B)
@@ -154,12 +161,16 @@ def recur_backward(
             gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, tape + next_row, local + next_row,
             local + next_row, next_row + b0, d, D, i, u, next_alive[:, None] & unit, CELL, H, W, STATE_WHOLE,
         )  # fmt: skip
-        patience = barrier.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, end - 1 - back)
+        s = end - 1 - back
+        patience = exchange.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, s, EXCHANGE)
 
         in_tile = B - b0
         if first_ptr is not None:  # the rows of a later step come next
             in_tile = tl.sum(alive.to(tl.int32), 0).to(tl.int64)
-        product = MULTIPLY(step_ptr, alive, held, in_tile, dh.dtype, CELL, BB, BU, W, H, SPLIT, BK, PRECISION, AHEAD)
+        product, patience = MULTIPLY(
+            step_ptr, alive, held, in_tile, dh.dtype, patience, error_ptr, s,
+            CELL, BB, BU, W, H, SPLIT, BK, PRECISION, EXCHANGE, AHEAD,
+        )  # fmt: skip
         dh_new = dh_around + product
         if lengths_ptr is not None:
             dh, dc = tl.where(alive[:, None], dh_new, dh), tl.where(alive[:, None], dc_new, dc)
@@ -180,7 +191,7 @@ def grid_backward(
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr, AHEAD: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Steps s1 - 1 … s0 of processing order; ``w (D, H, G*H)``, others as in :func:`resident.resident_backward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
@@ -191,7 +202,7 @@ def grid_backward(
         multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
         gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
         lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, AHEAD,
+        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
     )  # fmt: skip
 
 
@@ -220,6 +231,7 @@ def backward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`."""
+    exchange.prepare(plan.exchange, dpre)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
     kernel = grid_backward
     if plan.held == "registers":

@@ -82,6 +82,8 @@ class Plan:
         depth: how much of H a product takes at a time; of a split one, each part of it (stepwise, grid).
         split: how many parts of a sum over H are apart, one for each warp, or 1 (grid).
         held: what weights stay in, ``"shared"`` memory or ``"registers"``, by kernels in Gluon (grid).
+        exchange: how programs hand states to each other, at a ``"barrier"`` or by polling the ``"data"``, on NVIDIA's
+            (grid). No plan says the latter by itself: no GPU has shown yet that it is right, and faster.
         product: ``"fused"``, or ``"torch"`` for products by cuBLAS (stepwise).
         together: how many gates a program multiplies as one, 1 or 2 (resident, forward).
         warps, stages: of a program, and of its pipelined loads (a resident program fetches ahead by itself: 1).
@@ -97,6 +99,7 @@ class Plan:
     depth: int = 64
     split: int = 1
     held: str = "shared"
+    exchange: str = "barrier"
     product: str = "fused"
     together: int = 2
     warps: int = 4
@@ -110,6 +113,7 @@ class Plan:
         how = f", {self.units} units" if self.strategy in ("stepwise", "grid") else ""
         how += f", {self.product} product" if self.strategy == "stepwise" else ""
         how += ", weights in registers" if (self.strategy, self.held) == ("grid", "registers") else ""
+        how += ", data polled" if (self.strategy, self.exchange) == ("grid", "data") else ""
         recorded = self.graphs and self.strategy == "stepwise" and self.product == "fused"
         graphs = ", replayed as a graph" if recorded else ""
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"

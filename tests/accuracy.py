@@ -30,6 +30,18 @@ def assert_accurate(ours: Named, torchs: Named, truth: Named) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def assert_alike(ours: Named, torchs: Named, truth: Named) -> None:
+    """NaN and infinities in the same places; the rest by the rule of the accuracy."""
+    for name, theirs in torchs.items():
+        assert torch.equal(ours[name].isnan(), theirs.isnan()), name
+        assert torch.equal(ours[name].isposinf(), theirs.isposinf()), name
+        assert torch.equal(ours[name].isneginf(), theirs.isneginf()), name
+    clean = [
+        {name: torch.where(torchs[name].isfinite(), t, 0.0) for name, t in f.items()} for f in (ours, torchs, truth)
+    ]
+    assert_accurate(*clean)
+
+
 def assert_same(ours: Named, theirs: Named) -> None:
     """Fail unless the tensors are equal to the last bit."""
     assert ours.keys() == theirs.keys()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_same
+from accuracy import assert_alike, assert_same
 from layers import DTYPES, Problem, draw, fast, readable, run
 from torch import Tensor, nn
 
@@ -36,18 +36,6 @@ def stepping(p: Problem) -> tuple[Tensor, ...]:
         states.append(state if p.cell == "lstm" else (state,))
     y, *cells = (torch.stack(parts) for parts in zip(*states, strict=True))
     return y, y[-1:], *((cells[0][-1:], cells[0]) if cells else ())
-
-
-def assert_alike(ours: dict[str, Tensor], torchs: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """NaN and infinities in the same places; the rest by the rule of the accuracy."""
-    for name, theirs in torchs.items():
-        assert torch.equal(ours[name].isnan(), theirs.isnan()), name
-        assert torch.equal(ours[name].isposinf(), theirs.isposinf()), name
-        assert torch.equal(ours[name].isneginf(), theirs.isneginf()), name
-    clean = [
-        {name: torch.where(torchs[name].isfinite(), t, 0.0) for name, t in f.items()} for f in (ours, torchs, truth)
-    ]
-    assert_accurate(*clean)
 
 
 @VALUES

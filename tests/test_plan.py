@@ -247,6 +247,10 @@ def test_a_plan_can_be_forced() -> None:
         small = choose(hidden=64, steps=1)
         assert (small.strategy, small.units, small.split, small.reason) == ("grid", 8, 4, "forced")
         assert choose(hidden=5000).strategy == "grid"  # which its launch will refuse
+        assert small.exchange == "barrier"
+    with forced(strategy="grid", exchange="data"):
+        how = "grid, 16 rows a program, 8 units, weights in registers, data polled, 8 warps, ieee"
+        assert str(choose(hidden=512)) == how
     assert choose() == usual
     with pytest.raises(TypeError, match="tiles"), forced(tiles=3):
         pass

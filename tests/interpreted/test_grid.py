@@ -12,12 +12,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from accuracy import assert_accurate, assert_same
+from accuracy import assert_accurate, assert_alike, assert_same
 from layers import Problem, draw, fast, readable, run, yardstick
 from rig.interpreter import Deadlock, schedule
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrnn import _ops
-from fastrnn.kernels import barrier, grid, grid_backward, layer
+from fastrnn.kernels import barrier, exchange, grid, grid_backward, layer
 from fastrnn.kernels.plan import Plan
 from fastrnn.reference import CELLS
 
@@ -104,20 +105,22 @@ def test_batch_tiles_that_end_early_and_begin_late() -> None:
 
 
 MUTANTS = {
-    "no barrier": (grid, "barrier.wait(counter_ptr, (s - begin + 1) * UNIT_TILES, patience, error_ptr, s)", "patience"),
+    "no barrier": (
+        grid,
+        "exchange.wait(counter_ptr, (s - begin + 1) * UNIT_TILES, patience, error_ptr, s, EXCHANGE)",
+        "patience",
+    ),
     "one too few": (grid, "(s - begin + 1) * UNIT_TILES,", "(s - begin + 1) * UNIT_TILES - 1,"),
-    "one place": (grid, "(1 - here) * states", "here * states"),
+    "one place": (grid, "place_of(s - begin + 1,", "place_of(s - begin,"),
     "one counter for all": (grid, "counter_ptr += (tile * D + d) * APART", "counter_ptr += 0"),
     "arrives too early": (
         grid,
-        "        tl.store(there + flat, h.to(exchange_ptr.dtype.element_ty), mask=mask)\n"
-        "        barrier.arrive(counter_ptr)\n",
-        "        barrier.arrive(counter_ptr)\n"
-        "        tl.store(there + flat, h.to(exchange_ptr.dtype.element_ty), mask=mask)\n",
+        "        exchange.put(there + flat, h, mask, EXCHANGE)\n        exchange.arrive(counter_ptr, EXCHANGE)\n",
+        "        exchange.arrive(counter_ptr, EXCHANGE)\n        exchange.put(there + flat, h, mask, EXCHANGE)\n",
     ),
     "no barrier backward": (
         grid_backward,
-        "barrier.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, end - 1 - back)",
+        "exchange.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, s, EXCHANGE)",
         "patience",
     ),
     "one too few backward": (grid_backward, "(back + 1) * UNIT_TILES,", "(back + 1) * UNIT_TILES - 1,"),
@@ -145,14 +148,90 @@ def test_what_makes_the_exchange_right_is_needed(name: str, tmp_path: Path, monk
     changed = mutant(tmp_path, module, old, new)
     table = layer.FORWARD if module is grid else layer.BACKWARD
     monkeypatch.setitem(table, "grid", changed.forward if module is grid else changed.backward)
+    assert_wrong_in_some_order(lambda seed: all(torch.equal(t, right[n]) for n, t in found_in(problem, seed).items()))
+
+
+def assert_wrong_in_some_order(is_right: Callable[[int], bool]) -> None:
     for seed in SEEDS:
         try:
-            wrong = not all(torch.equal(t, right[n]) for n, t in found_in(problem, seed).items())
+            if not is_right(seed):
+                return
         except Deadlock:
-            wrong = True
-        if wrong:
             return
     pytest.fail(f"right in {len(SEEDS)} orders")
+
+
+POLLED = {
+    "lstm": (WHOLE, {"layout": "lengths", "reset": True, "cells": True}),
+    "gru": (REGISTERS, {"layout": "packed", "dtype": torch.bfloat16}),
+    # of numbers that are no pairs
+    "rnn_tanh": (SPLIT, {"hidden": 21, "bidirectional": True, "layout": "lengths", "dtype": torch.float16}),
+    "rnn_relu": (WHOLE, {"batch": 17, "layout": "packed", "reset": True, "dtype": torch.float64}),
+}
+
+
+@pytest.mark.parametrize("cell", POLLED)
+def test_polled_data_are_those_behind_a_barrier(use: Callable[[Plan], None], cell: str) -> None:
+    """To the bit, in every order of programs."""
+    plan, options = POLLED[cell]
+    problem = draw(cell, 3, **{"batch": 3, "inputs": 2, "hidden": 20} | options)
+    use(plan)
+    tape = "lean" if cell == "lstm" else "full"
+    right = found_in(problem, 0, everywhere=False, tape=tape)
+    use(replace(plan, exchange="data"))
+    for seed in SEEDS[:2]:
+        assert_same(found_in(problem, seed, everywhere=seed % 2 == 0, tape=tape), right)
+
+
+@triton.jit
+def never_missing(found, PACK):
+    return False
+
+
+@triton.jit
+def missing_in_the_first_part(found, PACK):
+    return tl.max(exchange.flags(found[0], PACK).to(tl.int32)) != 0
+
+
+@triton.jit
+def in_turns(step, EXCHANGE):
+    return step % 2
+
+
+def prepare_with_zeros(how: str, buffer: torch.Tensor, known: torch.Tensor | None = None) -> None:
+    buffer.zero_()
+    if known is not None:
+        buffer[0].copy_(known)
+
+
+BREAKS = {
+    "not polled": ("is_missing", never_missing),
+    "one part polled": ("is_missing", missing_in_the_first_part),
+    "no flags": ("prepare", prepare_with_zeros),
+    "two places": ("place_of", in_turns),
+}
+
+
+@pytest.mark.parametrize(
+    ("direction", "name"),
+    [(direction, name) for direction in ("forward", "backward") for name in BREAKS][:-1],  # there, no places take turns
+)
+def test_what_makes_polling_right_is_needed(
+    use: Callable[[Plan], None], direction: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(replace(WHOLE, exchange="data"))
+    problem = draw("rnn_tanh", 4, 3, 2, 20)
+    leaves = problem.put({name: t.clone().requires_grad_() for name, t in problem.tensors().items()})
+
+    def found(seed: int, broken: bool) -> torch.Tensor:
+        with schedule(seed, everywhere=True), monkeypatch.context() as patch:
+            y = fast()(leaves)[0] if direction == "backward" else None
+            if broken:
+                patch.setattr(exchange, *BREAKS[name])
+            return fast()(problem)[0] if y is None else torch.autograd.grad(y.sum(), leaves.x)[0]
+
+    right = found(0, broken=False)
+    assert_wrong_in_some_order(lambda seed: torch.equal(found(seed, broken=True), right))
 
 
 @triton.jit
@@ -174,6 +253,39 @@ def test_programs_that_wait_in_vain_give_up_and_say_so(direction: str, monkeypat
         with pytest.raises(RuntimeError, match=message):
             fast()(problem) if y is None else y.sum().backward()
     assert_same(run(fast(), problem), right)  # and the next call computes as ever
+
+
+@triton.jit
+def put_what_looks_like_a_flag(ptrs, values, mask, EXCHANGE):
+    tl.store(ptrs, values.to(ptrs.dtype.element_ty), mask=mask)
+
+
+def test_numbers_that_look_like_the_flag_are_nan_as_ever(
+    use: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the initial state, in what a step computes and in its gradients; stored as they are, they are waited for."""
+    use(replace(WHOLE, exchange="data"))
+    flag = torch.tensor(exchange.FLAG.value, dtype=torch.int32).view(torch.float32)
+    problem = draw("rnn_relu", 3, 3, 2, 20)
+    problem.h0[0, 1, 2] = flag
+    problem.weights[2][5] = flag
+    arriving = torch.ones(3, 3, 20)
+    arriving[1, 0] = flag
+    for where in ("h0", "b_ih", "dy"):
+        p = problem if where == "h0" else replace(problem, h0=problem.h0.nan_to_num())
+        if where != "b_ih":
+            p = p.put({"b_ih": p.weights[2].nan_to_num()})
+        parts = {"y": arriving if where == "dy" else arriving.nan_to_num()}
+        assert_alike(run(fast(), p, parts), run(yardstick(p), p, parts), run(readable, p.to(torch.float64), parts))
+        if where == "h0":
+            continue
+        direction = "backward" if where == "dy" else "forward"
+        message = f"programs of grid_{direction} at step 1 waited in vain for the others on cpu"
+        with schedule(0, patience=1000), monkeypatch.context() as patch:
+            patch.setattr(exchange, "put", put_what_looks_like_a_flag)
+            patch.setattr(barrier, "PATIENCE", 100)
+            with pytest.raises(RuntimeError, match=message):
+                run(fast(), p, parts)
 
 
 def test_what_a_gpu_reports_late_is_raised_in_the_next_call() -> None:
@@ -198,6 +310,30 @@ def test_more_programs_than_run_at_once_are_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="the 6 programs of grid_forward have to run at once; cpu runs 5"):
         fast()(draw("gru", 2, 3, 2, 20, bidirectional=True))
     fast()(draw("gru", 2, 3, 2, 16, bidirectional=True))
+
+
+@triton.jit
+def flags_of(bits_ptr, found_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(found_ptr + at, exchange.flags(tl.load(bits_ptr + at), 2))
+
+
+def test_a_pair_has_a_flag_if_either_half_is_one() -> None:
+    halves = torch.arange(-(2**15), 2**15)
+    for other in (-1, -2, 0, 1, 2**15 - 1, -(2**15)):
+        for bits in (halves << 16 | (other & 0xFFFF), other << 16 | (halves & 0xFFFF)):
+            found = torch.empty(len(bits), dtype=torch.int32)
+            flags_of[(1,)](bits.to(torch.int32), found, len(bits))
+            assert torch.equal(found != 0, (halves == -1) | (torch.tensor(other) == -1))
+
+
+def test_polling_is_for_gpus_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with FakeTensorMode():
+        buffer = torch.empty(3, 2, 20, device="cuda")
+        with pytest.raises(NotImplementedError, match="on NVIDIA's GPUs alone, not on AMD's"):
+            exchange.prepare("data", buffer)
+        exchange.prepare("barrier", buffer)
 
 
 def test_what_the_benchmarks_watch_a_barrier_with(monkeypatch: pytest.MonkeyPatch) -> None:
