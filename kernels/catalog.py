@@ -6,6 +6,7 @@ everything at once (packed sequences, resets, an initial state, gradients of the
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
 }
 BATCH = 16
 GRID_NUMBERS, GRID_HIDDEN = ("bf16", "tf32", "fp32"), (256, 512, 768, 1024)
+POLLED = ("bf16", (512, 1024), "sm_90")  # numbers, sizes and target of which data are polled as well
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STORAGE = ("w", "y", "dy", "dpre", "exchange")  # pointers to values of storage; others are to the compute dtype
 TABLES = {"lengths_ptr": "*i32", "first_ptr": "*i64", "reset_ptr": "*i32"}
@@ -84,6 +86,9 @@ def entries() -> Iterator[Entry]:
                 for plan, targets in _grid_plans(cell, dtype, tf32, hidden):
                     for form in ("dense", "all"):
                         yield from _grid(cell, dtype, f"{cell.name}/{numbers}/{hidden}", form, hidden, plan, targets)
+                    if numbers == POLLED[0] and hidden in POLLED[1] and POLLED[2] in targets:
+                        name, polling = f"{cell.name}/{numbers}/{hidden}", replace(plan, exchange="data")
+                        yield from _grid(cell, dtype, name, "all", hidden, polling, (POLLED[2],))
 
 
 def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
@@ -127,6 +132,7 @@ def _grid(
         (backward, grid_backward.backward_constants(plan, cell, hidden, whole)),
     ):
         full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
+        full_name += ", data polled" if plan.exchange == "data" else ""
         entry = _entry(full_name, kernel, cell, dtype, constants, plan.warps, barrier.STAGES, form, targets, ())
         yield entry._replace(options=options)
 

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 import triton
-from rig.ptx import check_grid_barrier
+from rig.ptx import check_grid_barrier, check_polling
 
 from bench import kernels
 from bench.aot import Counts, Report, compile_kernel
@@ -100,6 +100,14 @@ BUDGETS = {
     ("gluon_grid_backward/gru/bf16/256/all/16 rows, 8 units", "sm_90"): Budget(126, 22, 13, 12),
     ("grid_forward/gru/bf16/256/all/16 rows, 16 units", "sm_90"): Budget(232, 13, 17, 32),
     ("grid_backward/gru/bf16/256/all/32 rows, 8 units", "sm_90"): Budget(180, 37, 31, 24),
+    ("gluon_grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(199, 22, 8, 32),
+    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(235, 74, 29, 32),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(186, 29, 19, 32),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(227, 83, 43, 32),
+    ("gluon_grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(128, 13, 8, 16),
+    ("gluon_grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(156, 32, 23, 12),
+    ("grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(164, 19, 15, 16),
+    ("grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(168, 39, 35, 12),
 }
 
 
@@ -141,7 +149,10 @@ def test_a_kernel_keeps_to_its_budget(which: tuple[str, str], reports: Mapping[t
     assert not over(row.report, BUDGETS[which]), counts(row.report)
 
 
-@pytest.mark.parametrize("which", [which for which in BUDGETS if "grid_" in which[0]], ids=" ".join)
+GRIDS = [which for which in BUDGETS if "grid_" in which[0]]
+
+
+@pytest.mark.parametrize("which", [which for which in GRIDS if "polled" not in which[0]], ids=" ".join)
 def test_a_grid_waits_for_what_it_reads(which: tuple[str, str], reports: Mapping[tuple[str, str], kernels.Row]) -> None:
     """Every store is released and every load acquired, for all threads; and no load is begun a step ahead."""
     report = reports[which].report
@@ -150,6 +161,19 @@ def test_a_grid_waits_for_what_it_reads(which: tuple[str, str], reports: Mapping
         assert len(barrier.releases) == 1
         assert "cp.async" not in report.ptx
     assert report.loop().atomics == 1
+
+
+@pytest.mark.parametrize("which", [which for which in GRIDS if "polled" in which[0]], ids=" ".join)
+def test_a_grid_polls_all_that_it_reads(which: tuple[str, str], reports: Mapping[tuple[str, str], kernels.Row]) -> None:
+    """Every number of the state, or gate by gate of its gradients, in loads of 16 bytes, and without an atomic."""
+    row = reports[which]
+    tile = int(re.search(r"(\d+) rows", which[0])[1])
+    gates = {"lstm": 4, "gru": 3}[row.cell] if "backward" in which[0] else 1
+    state = 2 * tile * row.hidden // (row.report.warps * row.report.limits.warp)
+    assert check_polling(row.report.ptx) == (state,) * gates
+    assert row.report.ptx.count("ld.volatile.global.v4.b32") == 2 * gates * state // 16
+    assert row.report.loop().atomics == 0
+    assert "cp.async" not in row.report.ptx
 
 
 def test_weights_that_stay_on_chip_are_no_loads_of_a_step(
