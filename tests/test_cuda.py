@@ -22,6 +22,7 @@ H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
 STRATEGIES = {
     "resident": {"strategy": "resident", "warps": 8},
     "grid": {"strategy": "grid"},
+    "grid, data polled": {"strategy": "grid", "exchange": "data"},
     "stepwise": {"strategy": "stepwise"},
     "products by torch": {"strategy": "stepwise", "product": "torch"},
 }
@@ -195,15 +196,27 @@ def test_ten_million_steps_with_a_barrier() -> None:
 
 
 @pytest.mark.gpu
+def test_a_million_steps_of_polling() -> None:
+    """The same, of tiles as layers have, while another stream copies memory."""
+    from bench.gpu.meeting import STEPS, poll_under_load
+    from fastrnn.kernels import barrier
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert not poll_under_load(barrier.most_programs(device), 1_000_000, STEPS, device)
+    barrier.check(device)
+
+
+@pytest.mark.gpu
 @pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("hidden", [256, 512, 768, 1024])
+@pytest.mark.parametrize("exchange", ["barrier", "data"])
 @pytest.mark.parametrize("held", ["shared", "registers"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_layers_spread_over_the_gpu(cell: str, held: str, hidden: int) -> None:
+def test_layers_spread_over_the_gpu(cell: str, held: str, exchange: str, hidden: int) -> None:
     """The sizes that the grid strategy is for, as it would be planned."""
     p = draw(cell, 40, 17, 16, hidden, layout="lengths", dtype=torch.bfloat16)
     true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
-    with forced(strategy="grid", held=held):
+    with forced(strategy="grid", held=held, exchange=exchange):
         found = {name: t.cpu() for name, t in run(fast("full"), on_gpu(p)).items()}
     assert_accurate(found, theirs, true)
 

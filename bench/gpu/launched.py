@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import barrier
+from fastrnn.kernels import barrier, exchange
 
 
 @triton.jit
@@ -20,30 +20,47 @@ def touch(x: Tensor) -> None:
 
 @triton.jit(do_not_specialize=["steps", "patience"])
 def grid_meeting(
-    places_ptr, wrong_ptr, steps, counter_ptr, error_ptr, patience, PROGRAMS: tl.constexpr, WIDTH: tl.constexpr
-):
+    places_ptr, wrong_ptr, steps, counter_ptr, error_ptr, patience, PROGRAMS: tl.constexpr, NUMBERS: tl.constexpr,
+    PACK: tl.constexpr, WIDTH: tl.constexpr, EXCHANGE: tl.constexpr,
+):  # fmt: skip
     """What the grid strategy does but for the layer: all programs store the step, meet, and read what all have stored.
 
-    As a state has, a step has two places, used in turns. ``wrong (programs)`` counts the numbers that were others.
+    As a state has, a step has one of two places, used in turns, or one of its own. ``wrong (programs)`` counts the
+    numbers that were others.
     """
-    p, others = tl.program_id(0), tl.arange(0, WIDTH)
-    wrong = tl.zeros((WIDTH,), tl.int32)
+    ALL: tl.constexpr = PROGRAMS * NUMBERS
+    p, mine, others = tl.program_id(0), tl.arange(0, NUMBERS), tl.arange(0, WIDTH)
+    dtype: tl.constexpr = places_ptr.dtype.element_ty
+    inside = tl.arange(0, PACK * WIDTH) < ALL
+    wrong = tl.zeros((PACK * WIDTH,), tl.int32)
     for s in range(steps):
-        here = places_ptr + s % 2 * PROGRAMS
-        tl.store(here + p, s)
-        barrier.arrive(counter_ptr)
-        patience = barrier.wait(counter_ptr, (s + 1) * PROGRAMS, patience, error_ptr, s)
-        found = tl.load(here + others, mask=others < PROGRAMS, other=s, cache_modifier=".cg")
-        wrong += (found != s).to(tl.int32)
+        here = places_ptr + exchange.place_of(s, EXCHANGE) * ALL
+        number = s % 32768  # which is no flag
+        exchange.put(here + p * NUMBERS + mine, tl.full((NUMBERS,), number, dtype), mine >= 0, EXCHANGE)
+        exchange.arrive(counter_ptr, EXCHANGE)
+        patience = exchange.wait(counter_ptr, (s + 1) * PROGRAMS, patience, error_ptr, s, EXCHANGE)
+        places = (exchange.words(here, PACK, EXCHANGE) + others,), (others < ALL // PACK,)
+        found = exchange.ask(places, EXCHANGE)
+        found, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        wrong += (inside & (found[0] != number)).to(tl.int32)
     tl.store(wrong_ptr + p, tl.sum(wrong, 0))
 
 
-def meet(programs: int, steps: int, device: torch.device) -> Tensor:
-    """Have so many programs meet so often (together less than 2³¹ times); how many wrong numbers each has read."""
-    places = torch.full((2, programs), -1, dtype=torch.int32, device=device)
+def meet(programs: int, steps: int, device: torch.device, how: str = "barrier", numbers: int = 1) -> Tensor:
+    """Have so many programs meet so often; how many wrong numbers each has read.
+
+    Args:
+        programs, steps: how many, together less than 2³¹, also times ``numbers`` where data are polled.
+        device: where.
+        how: a plan's ``exchange``.
+        numbers: that each program stores at a step, a power of two; of 16 bits.
+    """
+    places = torch.full((2 if how == "barrier" else steps, programs * numbers), -1, dtype=torch.int16, device=device)
+    exchange.prepare(how, places)
     wrong = torch.empty(programs, dtype=torch.int32, device=device)
-    width = triton.next_power_of_2(programs)
-    constants = {"PROGRAMS": programs, "WIDTH": width}
+    pack = exchange.packed(tl.int16, programs * numbers, how)
+    constants = {"PROGRAMS": programs, "NUMBERS": numbers, "PACK": pack, "EXCHANGE": how}
+    constants["WIDTH"] = triton.next_power_of_2(programs * numbers // pack)
     barrier.launch(grid_meeting, (programs, 1), 1, device, places, wrong, steps, num_warps=8, **constants)
     return wrong
 

@@ -1,4 +1,4 @@
-"""What a barrier of all programs takes on a GPU, and whether it holds for millions of steps."""
+"""What it takes on a GPU that programs hand numbers to each other, and whether it holds for millions of steps."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,11 +10,15 @@ from bench.results import Row
 
 PROGRAMS = (16, 64, 128)  # or as many as run at the same time
 STEPS = 10_000
-LONG = 10_000_000
+LONG = 10_000_000  # steps with a barrier
+POLLED = 2_000_000  # steps with data polled, in launches of STEPS
+TILE = 128  # numbers of a program at a step where data are polled for long: 16 rows of 8 units
+COPIED = 2**28  # bytes that are copied again and again beside them
+HOW = {"barrier": "with a barrier", "data": "with data polled"}
 
 
-def rows(seconds: float, steps: int = STEPS, long: int = LONG) -> Iterator[Row]:
-    """The time of a step for several numbers of programs; then, once, many steps.
+def rows(seconds: float, steps: int = STEPS, long: int = LONG, polled: int = POLLED) -> Iterator[Row]:
+    """The time of a step for several numbers of programs and both exchanges; then, once each, many steps.
 
     Raises:
         RuntimeError: a program read what was not there yet, or waited in vain.
@@ -27,12 +31,38 @@ def rows(seconds: float, steps: int = STEPS, long: int = LONG) -> Iterator[Row]:
     device = torch.device("cuda", torch.cuda.current_device())
     most = barrier.most_programs(device) or 1
     counts = sorted({min(programs, most) for programs in PROGRAMS})
-    for programs in counts:
-        what = f"step with a barrier of {programs} programs"
-        yield latency.row(what, lambda programs=programs: meet(programs, steps, device), seconds, calls=steps)
-    wrong = int(meet(counts[-1], long, device).sum())  # which waits for the end
-    barrier.check(device)
-    if wrong:
-        raise RuntimeError(f"{wrong} wrong numbers in {long} steps with a barrier of {counts[-1]} programs")
-    what = f"step with a barrier of {counts[-1]} programs, of {long}, all right"
-    yield latency.row(what, lambda: meet(counts[-1], steps, device), seconds, calls=steps)
+    for how, words in HOW.items():
+        for programs in counts:
+            what = f"step {words} of {programs} programs"
+            yield latency.row(what, lambda n=programs, how=how: meet(n, steps, device, how), seconds, calls=steps)
+    for how, programs, many, wrong in (
+        ("barrier", counts[-1], long, int(meet(counts[-1], long, device).sum())),  # which waits for the end
+        ("data", most, polled, poll_under_load(most, polled, steps, device)),
+    ):
+        barrier.check(device)
+        if wrong:
+            raise RuntimeError(f"{wrong} wrong numbers in {many} steps {HOW[how]} of {programs} programs")
+        what = f"step {HOW[how]} of {programs} programs, of {many}, all right"
+        yield latency.row(what, lambda n=programs, how=how: meet(n, steps, device, how), seconds, calls=steps)
+
+
+def poll_under_load(programs: int, steps: int, at_once: int, device: torch.device) -> int:
+    """How many numbers are wrong if ``programs`` poll each other's tiles for so many steps, ``at_once`` in a launch.
+
+    All the while another stream copies memory, past the second-level cache and through it.
+    """
+    from bench.gpu.launched import meet
+
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target, beside = torch.empty_like(source), torch.cuda.Stream(device)
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    for _ in range(0, steps, at_once):
+        wrong += meet(programs, at_once, device, "data", TILE).sum()
+        met = torch.cuda.Event()
+        met.record()
+        with torch.cuda.stream(beside):
+            while not met.query():
+                target.copy_(source)
+                beside.synchronize()  # one at a time, or thousands would be waiting when the programs have met
+    return int(wrong)

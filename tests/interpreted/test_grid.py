@@ -336,6 +336,22 @@ def test_polling_is_for_gpus_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
         exchange.prepare("barrier", buffer)
 
 
+@triton.jit
+def missing_in_pairs(bits, PACK):
+    return (bits == -1).to(tl.int32)
+
+
+def test_what_the_benchmarks_watch_polling_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu.launched import meet
+
+    for seed, (programs, numbers) in enumerate([(6, 1), (3, 2), (5, 1)]):
+        with schedule(seed):
+            assert not meet(programs, 10, CPU, "data", numbers).any()
+    monkeypatch.setattr(exchange, "flags", missing_in_pairs)
+    with schedule(0):
+        assert meet(6, 10, CPU, "data").any()
+
+
 def test_what_the_benchmarks_watch_a_barrier_with(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu.launched import meet
 
