@@ -352,10 +352,13 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
     small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
-    assert list(small) == ["fastrnn resident", "fastrnn grid", "fastrnn stepwise"]
+    assert list(small) == ["fastrnn resident", "fastrnn grid", "fastrnn stepwise", "fastrnn polled"]
+    assert small["fastrnn polled"] == replace(small["fastrnn grid"], exchange="data", reason="forced")
     assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip
     large = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True))
-    assert {name: p.precision for name, p in large.items()} == {"fastrnn stepwise": "tf32", "fastrnn grid": "tf32"}
+    assert {name: p.precision for name, p in large.items()} == dict.fromkeys(
+        ("fastrnn stepwise", "fastrnn grid", "fastrnn polled"), "tf32"
+    )
     recorded = contestants.forced_plans(replace(TASK, benchmark="recorded", dtype="float16", tf32=None))
     assert {name: (p.strategy, p.graphs) for name, p in recorded.items()} == {
         "fastrnn stepwise": ("stepwise", False),

@@ -210,7 +210,7 @@ def test_what_a_plan_says_follows() -> None:
     faster = Record(WORK, (("torch", 1.0), ("resident", 0.5)), record.choices)
     measured.append(faster, measured.identity("NVIDIA H100"))
     records = measured.of_gpu("NVIDIA H100", [*Plan.__dataclass_fields__])
-    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records)
+    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     chosen = kernels.plan.plan(WORK, facts)
     assert chosen.strategy == "resident"
     assert chosen.reason == "2.00 times as fast as torch, tuned on this GPU at (B, T, I, H) = (3, 7, 4, 5)"
@@ -279,7 +279,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"the table\nkept in {measured.cache_file()}\n"
     measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100"))
     records = measured.of_gpu("NVIDIA H100", [])
-    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records)
+    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
     assert command(monkeypatch, "--list") == 0
     assert capsys.readouterr().out == f"{WORK}: torch 1.000 ms, grid 2.000 ms (tuned on this GPU)\n"

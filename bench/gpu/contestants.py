@@ -86,7 +86,10 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
         spread = plan_kernels(work, facts)
     if spread.split > 1:  # else it does not fit
         plans.insert(1, replace(spread, reason="the grid strategy"))
-    return {f"fastrnn {plan.strategy}": plan for plan in plans}
+    polled = {}
+    if spread.split > 1 and facts.vendor == "nvidia":
+        polled = {"fastrnn polled": replace(spread, exchange="data")}
+    return {f"fastrnn {plan.strategy}": plan for plan in plans} | polled
 
 
 def _forced(plan: Any) -> AbstractContextManager[None]:
