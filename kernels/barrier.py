@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastrnn.kernels.graphs import capturing
+
 APART = 32  # counters, of 4 bytes each, do not share a cache line
 PATIENCE = 1 << 22  # polls, each of which takes about a microsecond
 MOST_KERNELS = 16
@@ -82,7 +84,14 @@ _lock = threading.Lock()  # autograd computes on threads of its own
 
 def _errors_of(device: torch.device) -> _Errors:
     with _lock:
-        return _errors.setdefault(device, _errors.get(device) or _Errors(device))
+        if device not in _errors:
+            if capturing(device):  # which does not allow what pins memory
+                raise RuntimeError(
+                    "fastrnn: the first call of a kernel whose programs wait for each other cannot be captured in a CUDA "
+                    "graph: call the layer once before"
+                )
+            _errors[device] = _Errors(device)
+        return _errors[device]
 
 
 def check(device: torch.device) -> None:

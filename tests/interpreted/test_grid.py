@@ -305,6 +305,16 @@ def test_errors_of_a_first_call_in_inference_mode(monkeypatch: pytest.MonkeyPatc
         barrier.check(CPU)
 
 
+def test_a_first_call_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw("gru", 2, 3, 2, 20)
+    fast()(problem)
+    monkeypatch.setattr(barrier, "capturing", lambda device: True)
+    fast()(problem)
+    monkeypatch.setattr(barrier, "_errors", {})
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph: call the layer once before"):
+        fast()(problem)
+
+
 def test_more_programs_than_run_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(barrier, "most_programs", lambda device: 5)
     with pytest.raises(RuntimeError, match="the 6 programs of grid_forward have to run at once; cpu runs 5"):
