@@ -87,8 +87,8 @@ def _errors_of(device: torch.device) -> _Errors:
         if device not in _errors:
             if capturing(device):  # which does not allow what pins memory
                 raise RuntimeError(
-                    "fastrnn: the first call of a kernel whose programs wait for each other cannot be captured in a CUDA "
-                    "graph: call the layer once before"
+                    "fastrnn: the first call of a kernel whose programs wait for each other cannot be captured in a "
+                    "CUDA graph: call the layer once before"
                 )
             _errors[device] = _Errors(device)
         return _errors[device]
