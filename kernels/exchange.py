@@ -87,15 +87,24 @@ def words(ptr, PACK: tl.constexpr, EXCHANGE: tl.constexpr):
 
 
 @triton.jit
-def ask(places, EXCHANGE: tl.constexpr):
-    """Begin to read what others store at ``places``: pointers, as by :func:`words`, and masks, in parts; else zero."""
-    ptrs, masks = places[0], places[1]
+def ask(places, WHOLE: tl.constexpr, EXCHANGE: tl.constexpr):
+    """Begin to read what others store at ``places``: pointers, as by :func:`words`, in parts, and a mask.
+
+    The mask is for the part behind the first WHOLE ones, if there is one: what it leaves out is zero.
+    """
+    ptrs, last = places[0], places[1]
     found = ()
     for j in tl.static_range(len(ptrs)):
         if EXCHANGE == "data":
-            found = found + (tl.load(ptrs[j], mask=masks[j], other=0, volatile=True),)
+            if j < WHOLE:
+                found = found + (tl.load(ptrs[j], volatile=True),)
+            else:
+                found = found + (tl.load(ptrs[j], mask=last, other=0, volatile=True),)
         else:  # past the first-level cache as well, where older numbers may be
-            found = found + (tl.load(ptrs[j], mask=masks[j], other=0.0, cache_modifier=".cg"),)
+            if j < WHOLE:
+                found = found + (tl.load(ptrs[j], cache_modifier=".cg"),)
+            else:
+                found = found + (tl.load(ptrs[j], mask=last, other=0.0, cache_modifier=".cg"),)
     return found
 
 
@@ -129,14 +138,17 @@ def numbers(bits, dtype: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def receive(found, places, patience, error_ptr, s, dtype: tl.constexpr, PACK: tl.constexpr, EXCHANGE: tl.constexpr):
+def receive(
+    found, places, patience, error_ptr, s, dtype: tl.constexpr, PACK: tl.constexpr, WHOLE: tl.constexpr,
+    EXCHANGE: tl.constexpr,
+):  # fmt: skip
     """The numbers that :func:`ask` has ``found`` or, until all are there, finds again; and the patience left."""
     if EXCHANGE == "data":
         polls = patience
         missing = is_missing(found, PACK)
         while missing & (polls > 0):
             polls -= 1
-            found = ask(places, EXCHANGE)
+            found = ask(places, WHOLE, EXCHANGE)
             missing = is_missing(found, PACK)
         tl.store(error_ptr, s + 1, mask=missing & (patience > 0))
         patience = tl.where(missing, 0, patience)

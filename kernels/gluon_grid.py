@@ -72,12 +72,12 @@ def factors_at(x_ptr, in_tile, STRIDE: gl.constexpr, H: gl.constexpr, SPLIT: gl.
     """As :func:`fastrnn.kernels.grid.factors_at`."""
     layout: gl.constexpr = factor_layout(SPLIT, BK, x_ptr.dtype.element_ty.primitive_bitwidth // 8)
     s, r, k = tile_index(SPLIT, BB, BK, layout)
-    ptrs, masks = (), ()
-    for j in gl.static_range(parts_of(H, SPLIT, BK)):
-        at = j * SPLIT * BK + s * BK + k
-        ptrs = ptrs + (x_ptr + (r * STRIDE + at),)
-        masks = masks + ((r < in_tile) & (at < H),)
-    return ptrs, masks
+    at = x_ptr + (gl.minimum(r, in_tile - 1) * STRIDE + s * BK + k)
+    PARTS: gl.constexpr = parts_of(H, SPLIT, BK)
+    ptrs = ()
+    for j in gl.static_range(PARTS):
+        ptrs = ptrs + (at + j * SPLIT * BK,)
+    return ptrs, ((PARTS - 1) * SPLIT * BK + s * BK + k < H) & (r < BB)
 
 
 @gluon.jit
@@ -93,7 +93,7 @@ def add_products(sums, factors, ws, hs, FIRST: gl.constexpr, SPLIT: gl.constexpr
 
 @gluon.jit
 def multiply_in_registers(
-    x_ptr, rows, held, in_tile, compute, patience, error_ptr, s, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr,
+    x_ptr, held, in_tile, compute, patience, error_ptr, s, BB: gl.constexpr, BU: gl.constexpr, W: gl.constexpr,
     H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr, PRECISION: gl.constexpr, EXCHANGE: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid.multiply_shared`."""
@@ -102,22 +102,22 @@ def multiply_in_registers(
     SUMS: gl.constexpr = sum_layout(SPLIT, BB, BU)
     dtype: gl.constexpr = x_ptr.dtype.element_ty
     PACK: gl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    WHOLE: gl.constexpr = H // (SPLIT * BK)
     x_ptr = exchange.words(x_ptr, PACK, EXCHANGE)
     places = factors_at(x_ptr, in_tile, H // PACK, H // PACK, SPLIT, BB, BK // PACK)
-    found = exchange.ask(places, EXCHANGE)
-    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+    found = exchange.ask(places, WHOLE, EXCHANGE)
+    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
     zeros = gl.zeros([SPLIT, BB, W * BU], gl.float32, layout=MMA)
     red.store(add_products(zeros, factors, ws, hs, 0, SPLIT))
     products = ()
     for g in gl.static_range(W):
-        total = gl.sum(red.slice(g * BU, BU, dim=2).load(SUMS), axis=0)
-        products = products + (gl.where(rows[:, None], total, 0.0),)
+        products = products + (gl.sum(red.slice(g * BU, BU, dim=2).load(SUMS), axis=0),)
     return products, patience
 
 
 @gluon.jit
 def multiply_in_registers_backward(
-    step_ptr, rows, held, in_tile, compute, patience, error_ptr, s, CELL: gl.constexpr, BB: gl.constexpr,
+    step_ptr, held, in_tile, compute, patience, error_ptr, s, CELL: gl.constexpr, BB: gl.constexpr,
     BU: gl.constexpr, W: gl.constexpr, H: gl.constexpr, SPLIT: gl.constexpr, BK: gl.constexpr,
     PRECISION: gl.constexpr, EXCHANGE: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
@@ -130,21 +130,22 @@ def multiply_in_registers_backward(
     sums = gl.zeros([SPLIT, BB, BU], gl.float32, layout=MMA)
     dtype: gl.constexpr = step_ptr.dtype.element_ty
     PACK: gl.constexpr = exchange.packed(dtype, H, EXCHANGE)
+    WHOLE: gl.constexpr = H // (SPLIT * BK)
     HP: gl.constexpr = H // PACK
     step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
     places = factors_at(step_ptr, in_tile, W * HP, HP, SPLIT, BB, BK // PACK)
-    found = exchange.ask(places, EXCHANGE)
+    found = exchange.ask(places, WHOLE, EXCHANGE)
     for g in gl.static_range(G):
-        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
         if g + 1 < G:
             places = factors_at(product_ptr(step_ptr, CELL, g + 1, HP), in_tile, W * HP, HP, SPLIT, BB, BK // PACK)
             if AHEAD:
-                found = exchange.ask(places, EXCHANGE)
+                found = exchange.ask(places, WHOLE, EXCHANGE)
         sums = add_products(sums, factors, ws, hs, g * PARTS, SPLIT)
         if g + 1 < G and not AHEAD:
-            found = exchange.ask(places, EXCHANGE)
+            found = exchange.ask(places, WHOLE, EXCHANGE)
     red.store(sums)
-    return gl.where(rows[:, None], gl.sum(red.load(SUMS), axis=0), 0.0), patience
+    return gl.sum(red.load(SUMS), axis=0), patience
 
 
 @gluon.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])

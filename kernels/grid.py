@@ -80,19 +80,20 @@ def unit_weights(
 
 @triton.jit
 def factors_at(
-    x_ptr, rows, BB: tl.constexpr, H: tl.constexpr, STRIDE: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr
+    x_ptr, in_tile, BB: tl.constexpr, H: tl.constexpr, STRIDE: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr
 ):
-    """Where other programs store BB rows of H numbers, STRIDE apart, in parts along the sum: pointers, and masks.
+    """Where other programs store rows of H numbers, STRIDE apart, in parts along the sum: pointers, and what there is
+    of the last part.
 
-    Only ``rows`` are read, the others count as zero.
+    Of BB rows ``in_tile`` are there, 1 at least. The last one stands in for the others, whose products nobody looks at:
+    that takes fewer instructions than not to read.
     """
-    at, mask = rows_of(tl.arange(0, BB) * STRIDE, SPLIT), rows_of(rows, SPLIT)
-    ptrs, masks = (), ()
+    at = x_ptr + rows_of(tl.minimum(tl.arange(0, BB), in_tile - 1) * STRIDE, SPLIT)
+    ptrs = ()
     for j in tl.static_range((H + SPLIT * BK - 1) // (SPLIT * BK)):
         k = depth_at(j, SPLIT, BK, 2)
-        ptrs = ptrs + (x_ptr + (at + k),)
-        masks = masks + (mask if (j + 1) * SPLIT * BK <= H else mask & (k < H),)
-    return ptrs, masks
+        ptrs = ptrs + (at + k,)
+    return ptrs, k < H
 
 
 @triton.jit
@@ -132,19 +133,20 @@ def by_gate(sums, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def multiply_shared(
-    x_ptr, rows, ws, in_tile, compute, patience, error_ptr, s, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr,
+    x_ptr, ws, in_tile, compute, patience, error_ptr, s, BB: tl.constexpr, BU: tl.constexpr, W: tl.constexpr,
     H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, EXCHANGE: tl.constexpr,
 ):  # fmt: skip
-    """The products of a tile's state at ``x_ptr`` with weights, by pre-activation; zero but for ``rows``.
+    """The products of a tile's state at ``x_ptr`` with weights, by pre-activation, for ``in_tile`` rows.
 
     And the patience that is left after step ``s`` has been waited for.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
     x_ptr = exchange.words(x_ptr, PACK, EXCHANGE)
-    places = factors_at(x_ptr, rows, BB, H // PACK, H // PACK, SPLIT, BK // PACK)
-    found = exchange.ask(places, EXCHANGE)
-    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+    places = factors_at(x_ptr, in_tile, BB, H // PACK, H // PACK, SPLIT, BK // PACK)
+    WHOLE: tl.constexpr = H // (SPLIT * BK)
+    found = exchange.ask(places, WHOLE, EXCHANGE)
+    factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
     sums = add_products(no_sums(BB, W * BU, SPLIT, compute), factors, ws, 0, PRECISION)
     return by_gate(total(sums, SPLIT), BB, BU, W), patience
 
@@ -198,7 +200,8 @@ def recur_forward(
     IN: tl.constexpr = 3 if CELL == "gru" else W
     D, b0 = tl.num_programs(1), tile.to(tl.int64) * BB
     counter_ptr += (tile * D + d) * APART
-    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    in_tile = tl.minimum(B - b0, BB).to(tl.int32)
+    in_batch, unit = i < in_tile, (u < H)[None, :]
     length = length_of(b0 + i, in_batch, lengths_ptr, T)
     flat = i[:, None] * H + u[None, :]
     mask = in_batch[:, None] & unit
@@ -225,22 +228,23 @@ def recur_forward(
     for s in range(begin, end):
         if borders_ptr is not None:
             keep_border(borders_ptr, c, s, d, b0, chunks, B, flat, mask, H, CHUNK)
-        passes = alive
         if reset_ptr is not None:
-            cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)
-            passes = alive & (cut == 0)
-            h, c = tl.where(cut[:, None], 0.0, h), tl.where(cut[:, None], 0.0, c)
+            cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)[:, None]
+            h, c = tl.where(cut, 0.0, h), tl.where(cut, 0.0, c)
         here = exchange_ptr + exchange.place_of(s - begin, EXCHANGE) * states + state_at
         products, patience = MULTIPLY(
-            here, passes, held, B - b0, h.dtype, patience, error_ptr, s,
+            here, held, in_tile, h.dtype, patience, error_ptr, s,
             BB, BU, W, H, SPLIT, BK, PRECISION, EXCHANGE,
         )  # fmt: skip
         sums = ()
         for g in tl.static_range(W):
+            product = products[g]
+            if reset_ptr is not None:
+                product = tl.where(cut, 0.0, product)
             if g < IN:
-                sums = sums + (products[g] + (pre[g] + bias[g]),)
+                sums = sums + (product + (pre[g] + bias[g]),)
             else:
-                sums = sums + (products[g] + bias[g],)
+                sums = sums + (product + bias[g],)
         kept, h_new, c_new = gates.forward(sums, h, c, CELL)
         h_out, c_out = h_new, c_new
         if lengths_ptr is not None:

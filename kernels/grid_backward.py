@@ -63,11 +63,11 @@ def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl
 
 @triton.jit
 def multiply_shared(
-    step_ptr, rows, ws, in_tile, compute, patience, error_ptr, s, CELL: tl.constexpr, BB: tl.constexpr,
+    step_ptr, ws, in_tile, compute, patience, error_ptr, s, CELL: tl.constexpr, BB: tl.constexpr,
     BU: tl.constexpr, W: tl.constexpr, H: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, EXCHANGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The products of a step's gradients at ``step_ptr`` with weights, summed over gates; zero but for ``rows``.
+    """The products of a step's gradients at ``step_ptr`` with weights, summed over gates, for ``in_tile`` rows.
 
     And the patience that is left after step ``s`` has been waited for.
     """
@@ -78,17 +78,18 @@ def multiply_shared(
     PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
     HP: tl.constexpr = H // PACK
     step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
-    places = factors_at(step_ptr, rows, BB, HP, W * HP, SPLIT, BK // PACK)
-    found = exchange.ask(places, EXCHANGE)
+    places = factors_at(step_ptr, in_tile, BB, HP, W * HP, SPLIT, BK // PACK)
+    WHOLE: tl.constexpr = H // (SPLIT * BK)
+    found = exchange.ask(places, WHOLE, EXCHANGE)
     for g in tl.static_range(G):
-        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
         if g + 1 < G:
-            places = factors_at(product_ptr(step_ptr, CELL, g + 1, HP), rows, BB, HP, W * HP, SPLIT, BK // PACK)
+            places = factors_at(product_ptr(step_ptr, CELL, g + 1, HP), in_tile, BB, HP, W * HP, SPLIT, BK // PACK)
             if AHEAD:
-                found = exchange.ask(places, EXCHANGE)
+                found = exchange.ask(places, WHOLE, EXCHANGE)
         sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
         if g + 1 < G and not AHEAD:
-            found = exchange.ask(places, EXCHANGE)
+            found = exchange.ask(places, WHOLE, EXCHANGE)
     return total(sums, SPLIT), patience
 
 
@@ -105,7 +106,8 @@ def recur_backward(
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     D, b0 = tl.num_programs(1), tile.to(tl.int64) * BB
     counter_ptr += (tile * D + d) * APART
-    in_batch, unit = b0 + i < B, (u < H)[None, :]
+    in_tile = tl.minimum(B - b0, BB).to(tl.int32)
+    in_batch, unit = i < in_tile, (u < H)[None, :]
     length = length_of(b0 + i, in_batch, lengths_ptr, T)
     carry_at = (d.to(tl.int64) * B + b0) * H + (i[:, None] * H + u[None, :])
     carry_mask = in_batch[:, None] & unit
@@ -164,11 +166,10 @@ def recur_backward(
         s = end - 1 - back
         patience = exchange.wait(counter_ptr, (back + 1) * UNIT_TILES, patience, error_ptr, s, EXCHANGE)
 
-        in_tile = B - b0
         if first_ptr is not None:  # the rows of a later step come next
-            in_tile = tl.sum(alive.to(tl.int32), 0).to(tl.int64)
+            in_tile = tl.sum(alive.to(tl.int32), 0)
         product, patience = MULTIPLY(
-            step_ptr, alive, held, in_tile, dh.dtype, patience, error_ptr, s,
+            step_ptr, held, in_tile, dh.dtype, patience, error_ptr, s,
             CELL, BB, BU, W, H, SPLIT, BK, PRECISION, EXCHANGE, AHEAD,
         )  # fmt: skip
         dh_new = dh_around + product

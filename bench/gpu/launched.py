@@ -39,9 +39,9 @@ def grid_meeting(
         exchange.put(here + p * NUMBERS + mine, tl.full((NUMBERS,), number, dtype), mine >= 0, EXCHANGE)
         exchange.arrive(counter_ptr, EXCHANGE)
         patience = exchange.wait(counter_ptr, (s + 1) * PROGRAMS, patience, error_ptr, s, EXCHANGE)
-        places = (exchange.words(here, PACK, EXCHANGE) + others,), (others < ALL // PACK,)
-        found = exchange.ask(places, EXCHANGE)
-        found, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, EXCHANGE)
+        places = (exchange.words(here, PACK, EXCHANGE) + others,), others < ALL // PACK
+        found = exchange.ask(places, 0, EXCHANGE)
+        found, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, 0, EXCHANGE)
         wrong += (inside & (found[0] != number)).to(tl.int32)
     tl.store(wrong_ptr + p, tl.sum(wrong, 0))
 
