@@ -123,13 +123,14 @@ def _grid(
     cell: Cell, dtype: torch.dtype, name: str, form: str, hidden: int, plan: Plan, targets: tuple[str, ...]
 ) -> Iterator[Entry]:
     whole = form == "dense"
-    options = barrier.options(TARGETS[targets[0]].vendor)
+    vendor = TARGETS[targets[0]].vendor
     forward, backward = grid.grid_forward, grid_backward.grid_backward
     if plan.held == "registers":
         forward, backward = gluon_grid.gluon_grid_forward, gluon_grid.gluon_grid_backward
-    for kernel, constants in (
-        (forward, grid.forward_constants(plan, cell, hidden, whole)),
-        (backward, grid_backward.backward_constants(plan, cell, hidden, whole)),
+    all_registers = grid_backward.takes_all_registers(plan, hidden, dtype.itemsize)
+    for kernel, constants, options in (
+        (forward, grid.forward_constants(plan, cell, hidden, whole), barrier.options(vendor)),
+        (backward, grid_backward.backward_constants(plan, cell, hidden, whole), barrier.options(vendor, all_registers)),
     ):
         full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
         full_name += ", data polled" if plan.exchange == "data" else ""

@@ -357,4 +357,5 @@ def forward(
         *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
         **forward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,
+        all_registers=True,
     )

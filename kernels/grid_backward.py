@@ -216,6 +216,18 @@ def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict
     }
 
 
+def takes_all_registers(plan: Plan, hidden: int, itemsize: int) -> bool:
+    """Whether the assembler is to know that it may use them all (see :func:`barrier.options`).
+
+    Known from compilation: those for which it must not would spill if they did, and some of the others if they did not,
+    to have room for a second program on a multiprocessor.
+    """
+    ordinary = itemsize == 4 and plan.precision == "ieee"
+    if plan.split == 1 or (ordinary and hidden <= 768):
+        return False
+    return itemsize == 2 or plan.units <= 8 or plan.stages > 1
+
+
 def backward(
     plan: Plan,
     call: Call,
@@ -248,4 +260,5 @@ def backward(
         *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
         **backward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,
+        all_registers=takes_all_registers(plan, call.hidden, dpre.element_size()),
     )

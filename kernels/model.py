@@ -56,24 +56,57 @@ class Constants:
 
 UNMEASURED = Constants()
 
-# Rows and units of a program of the grid strategy, by vendor and bytes of an element: those that spill no register
-# (known from compilation), the fewest units first.
-SHAPES = {
-    ("nvidia", 2): ((16, 8), (32, 8), (16, 16), (32, 16)),
-    ("nvidia", 4): ((16, 8), (16, 16)),
-    ("amd", 2): ((16, 16), (32, 16)),
-}
-# The same of kernels that hold weights in registers, of 16-bit numbers on NVIDIA's: with the most hidden units for
-# which none is spilled, of cells of four gates and of fewer.
-SHAPES_IN_REGISTERS = {
-    (16, 8): (1024, 1024),
-    (16, 16): (768, 1024),
-    (32, 8): (512, 1024),
-    (32, 16): (512, 512),
-}
 FOUR_WARPS_WIDTH, FOUR_WARPS_SUMS = 256, 256  # the most units, and the most rows times units, that four warps sum up
+THREADS = 256  # of a program whose warps share rows and units, and not the sum
 MOST_HIDDEN = 1024
-DEPTH = 32  # of the sum, for each warp at a time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows and units of a program of the grid strategy, and up to which H it spills no register on any target.
+
+    Attributes:
+        tile, units: rows of the batch, and hidden units.
+        most, most_of_fewer: the largest H of a cell of four gates, and of one of fewer.
+        depth: of the sum, for each warp at a time.
+        split: whether each warp has a part of the sum; else there are enough rows and units for all warps to share.
+    """
+
+    tile: int
+    units: int
+    most: int = MOST_HIDDEN
+    most_of_fewer: int = MOST_HIDDEN
+    depth: int = 32
+    split: bool = True
+
+
+# By vendor, bytes of an element, and what weights are held in, the fewest units first; known from compilation, as is in
+# bench/results/grid-budgets.jsonl. What lies beyond, backward, and of an LSTM but where it says so:
+# - 64 rows and 8 units in registers spill 104 bytes at H=1024 (a GRU's: 8), 16 units 100 at H=512. In shared memory 8
+#   units spill 8 to 96 from H=512 on, and 16 units some 500. Two tiles of 32 rows are the same work in twice as many
+#   programs.
+# - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
+# - On AMD's, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where it is not. Float32 was not tried.
+# Weights of float32 take twice the memory, so that H=768 is for multiprocessors with 163 KiB, and H=1024 for those with
+# 227 alone.
+SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {
+    ("nvidia", 2, "registers"): (
+        Shape(16, 8),
+        Shape(32, 8, most=768),
+        Shape(64, 8, most=768, most_of_fewer=768),
+        Shape(16, 16, most=768),
+        Shape(32, 16, most=768, most_of_fewer=768),
+    ),
+    ("nvidia", 2, "shared"): (
+        Shape(16, 8),
+        Shape(32, 8, most=768),
+        Shape(64, 8, most=256),
+        Shape(16, 16),
+        Shape(32, 16, depth=64, split=False),
+    ),
+    ("nvidia", 4, "shared"): (Shape(16, 8, depth=16), Shape(16, 16, depth=16)),
+    ("amd", 2, "shared"): (Shape(16, 16), Shape(32, 16), Shape(64, 16, most=768, most_of_fewer=768, split=False)),
+}
 
 
 @dataclass(frozen=True)
@@ -129,27 +162,31 @@ def spreads(
         most: as many as run at the same time.
         memory: bytes that a program may have.
     """
-    for tile, units in SHAPES.get((vendor, itemsize), ()):
-        programs = cdiv(batch, tile) * cdiv(hidden, units) * directions
-        if programs > most or hidden > MOST_HIDDEN:
-            continue
-        warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
-        stages = 2 if tile * units <= 256 else 1  # two of them spill there
-        length = cdiv(hidden, warps * DEPTH) * warps * DEPTH
-        state, sums = itemsize * length * tile, 4 * warps * tile * units
-        in_registers = SHAPES_IN_REGISTERS[tile, units][gates < 4] if (vendor, itemsize) == ("nvidia", 2) else 0
-        if hidden <= in_registers and state + sums * width + 256 <= memory:
-            yield Spread(tile, units, DEPTH, warps, warps, stages, "registers", programs)
-        if vendor == "amd":  # whose compiler has weights in registers: memory is for the sums of all warps
-            taken = sums * width
-        else:
-            forward = itemsize * length * width * units + state
-            backward = itemsize * length * gates * units + min(stages, gates) * state
-            if backward > memory:
-                stages, backward = 1, backward - (min(stages, gates) - 1) * state
-            taken = max(forward, backward)
-        if taken <= memory:
-            yield Spread(tile, units, DEPTH, warps, warps, stages, "shared", programs)
+    for held in ("registers", "shared"):
+        for shape in SHAPES.get((vendor, itemsize, held), ()):
+            tile, units = shape.tile, shape.units
+            programs = cdiv(batch, tile) * cdiv(hidden, units) * directions
+            if programs > most or hidden > (shape.most if gates > 3 else shape.most_of_fewer):
+                continue
+            warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
+            if not shape.split:
+                warps = THREADS // (64 if vendor == "amd" else 32)
+            split = warps if shape.split else 1
+            stages = 2 if tile * units <= 256 else 1  # two of them spill there
+            length = cdiv(hidden, split * shape.depth) * split * shape.depth
+            state, sums = itemsize * length * tile, 4 * split * tile * units
+            if held == "registers":
+                taken = state + sums * width + 256
+            elif vendor == "amd":  # whose compiler has weights in registers: memory is for the sums of all warps
+                taken = sums * width
+            else:
+                forward = itemsize * length * width * units + max(state, sums * width)
+                backward = itemsize * length * gates * units + min(stages, gates) * state
+                if backward > memory:
+                    stages, backward = 1, backward - (min(stages, gates) - 1) * state
+                taken = max(forward, backward)
+            if taken <= memory:
+                yield Spread(tile, units, shape.depth, split, warps, stages, held, programs)
 
 
 def grid_seconds(tile: int, units: int, stages: int, held: str, step: Step, constants: Constants = UNMEASURED) -> float:
