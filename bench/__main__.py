@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
-from bench.arguments import positive_float, positive_int
+from bench.arguments import pattern, positive_float, positive_int
 from bench.check import MismatchError
 from bench.gpu import command, constants
 from bench.grid import CELLS, GRIDS
@@ -86,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("workloads", help="train models with torch.nn and with fastrnn side by side")
     compile_ = commands.add_parser("kernels", help="compile the Triton kernels, without a GPU, and show their costs")
     compile_.set_defaults(run=_kernels)
-    compile_.add_argument("names", nargs="*", help="parts of names (default: all kernels)")
+    compile_.add_argument("names", nargs="*", type=pattern, help="regular expressions in names (default: all kernels)")
     compile_.add_argument("--target", nargs="+", default=[], metavar="TARGET", help="such as sm_90 (default: all)")
     compile_.add_argument(
         "--processes", type=positive_int, default=os.cpu_count() or 1, help="at a time (default: %(default)s)"
     )
-    compile_.add_argument("--json", type=Path, help="write what was found to this file as well")
+    compile_.add_argument("--out", type=Path, help="write what was found to this file as well")
+    compile_.add_argument("--show", type=Path, metavar="FILE", help="compile nothing, show what --out has written")
     return parser
 
 
@@ -188,19 +189,27 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _kernels(options: argparse.Namespace) -> int:
+    from rich.progress import track
+
     try:
         from bench import kernels
     except ImportError as error:  # where there is no triton, everything else works
         raise results.ResultsError(f"kernels cannot be compiled here: {error}") from error
 
-    rows = list(kernels.rows(options.names, options.target, options.processes, kernels.CATALOG))
     console = _console()
+    if options.show:
+        by, rows = kernels.read(options.show)
+        console.print(", ".join(f"{name} {value}" for name, value in by.items()), soft_wrap=True)
+    else:
+        jobs = kernels.jobs(options.names, options.target, kernels.CATALOG)
+        compiled = kernels.rows(jobs, options.processes)
+        if options.out:
+            compiled = kernels.write(options.out, compiled)
+        rows = list(track(compiled, "compiling", len(jobs), console=console, transient=True))
     console.print(kernels.table(rows))
     for row in rows:
         if row.error:
             console.print(f"[red]not compiled:[/red] {row.name} for {row.target}: {row.error}", soft_wrap=True)
-    if options.json:
-        kernels.write(options.json, rows)
     return 1 if any(row.report is None for row in rows) else 0
 
 

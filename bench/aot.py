@@ -25,22 +25,29 @@ from bench.assembly import AMDGCN, SASS, Instruction, Listing
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of GPU, and what one block of threads may have of it: bytes of shared memory, registers of a thread."""
+    """A kind of GPU, and what one block of threads may have of it.
+
+    Attributes:
+        backend, arch, warp: as Triton knows it; threads of a warp.
+        shared: bytes of shared memory.
+        registers, block_registers: of a thread, and of all threads together.
+    """
 
     backend: Literal["cuda", "hip"]
     arch: int | str
     warp: int
     shared: int
     registers: int
+    block_registers: int
 
 
 TARGETS = {
-    "sm_80": Target("cuda", 80, 32, 163 << 10, 255),
-    "sm_86": Target("cuda", 86, 32, 99 << 10, 255),
-    "sm_90": Target("cuda", 90, 32, 227 << 10, 255),
-    "sm_100": Target("cuda", 100, 32, 227 << 10, 255),
-    "sm_120": Target("cuda", 120, 32, 99 << 10, 255),
-    "gfx942": Target("hip", "gfx942", 64, 64 << 10, 512),
+    "sm_80": Target("cuda", 80, 32, 163 << 10, 255, 64 << 10),
+    "sm_86": Target("cuda", 86, 32, 99 << 10, 255, 64 << 10),
+    "sm_90": Target("cuda", 90, 32, 227 << 10, 255, 64 << 10),
+    "sm_100": Target("cuda", 100, 32, 227 << 10, 255, 64 << 10),
+    "sm_120": Target("cuda", 120, 32, 99 << 10, 255, 64 << 10),
+    "gfx942": Target("hip", "gfx942", 64, 64 << 10, 512, 128 << 10),
 }
 
 # Which opcodes count as what, by the whole of their first part (NVIDIA) or by their beginning (AMD).
@@ -128,6 +135,11 @@ class Report:
     def limits(self) -> Target:
         """What the target has."""
         return TARGETS[self.target]
+
+    @property
+    def block_registers(self) -> int:
+        """Registers of all threads of a block: a warp gets them in eights for each of its threads."""
+        return -(-self.registers // 8) * 8 * self.warps * self.limits.warp
 
     def loop(self, which: Literal["outermost", "innermost"] = "outermost") -> Counts:
         """What one pass through a loop executes, slow paths included that lead back into it.

@@ -2,6 +2,16 @@
 
 import argparse
 import math
+import re
+
+
+def pattern(text: str) -> str:
+    """A regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+    return text
 
 
 def positive_int(text: str) -> int:

@@ -1,6 +1,8 @@
 """What the Triton kernels are made of on each GPU that they are for: ``python -m bench kernels``, without a GPU.
 
-The kernels and the arguments to compile them with are those of ``kernels/catalog.py``.
+The kernels and the arguments to compile them with are those of ``kernels/catalog.py``. What was found is written as
+JSON lines: the first says by what, each of the others what a kernel is made of on a target, in all and in a step of its
+loop, but for counts that are zero.
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,9 +20,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench import results
-from bench.aot import Report, compile_kernel
+from bench.aot import Counts, Report, compile_kernel
 
 CATALOG = "fastrnn.kernels.catalog"
+Job = tuple[str, int, str]  # a catalogue, the place of a kernel in it, a target
 
 
 class Entry(Protocol):
@@ -45,6 +49,9 @@ class Entry(Protocol):
     def options(self) -> Mapping[str, Any]: ...
 
 
+IN_ALL = ("warps", "registers", "spills", "stack", "shared")
+
+
 class Row(NamedTuple):
     """A kernel on a target: its report, or why it could not be compiled."""
 
@@ -57,12 +64,24 @@ class Row(NamedTuple):
     error: str
 
     def plain(self) -> dict[str, Any]:
-        """For JSON: everything but the listings."""
-        row = {**self._asdict(), "report": None}
+        """For JSON."""
+        row = {name: value for name, value in self._asdict().items() if value and name != "report"}
         if self.report is not None:
-            row["report"] = dataclasses.asdict(dataclasses.replace(self.report, ptx="", assembly=""))
-            del row["report"]["ptx"], row["report"]["assembly"]
+            row |= {name: getattr(self.report, name) for name in IN_ALL}
+            step = dataclasses.asdict(_step(self.report))
+            row["step"] = {name: value for name, value in step.items() if value}
         return row
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Row":
+        """What :meth:`plain` has made plain."""
+        report = None
+        if "step" in plain:
+            found, step = {name: plain[name] for name in IN_ALL}, Counts(**plain["step"])
+            rest = {"whole": step, "loops": (step,), "innermost": 0, "ptx": "", "assembly": ""}
+            report = Report(kernel=plain["name"].split("/")[0], target=plain["target"], **found, **rest)
+        known = (plain.get("cell", ""), plain.get("dtype", ""), plain.get("hidden"))
+        return cls(plain["name"], *known, plain["target"], report, plain.get("error", ""))
 
 
 def catalog(module: str = CATALOG) -> list[Entry]:
@@ -73,21 +92,28 @@ def catalog(module: str = CATALOG) -> list[Entry]:
         raise results.ResultsError(f"there are no kernels to show: {error}") from error
 
 
-def rows(names: Sequence[str], targets: Sequence[str], processes: int, module: str = CATALOG) -> Iterator[Row]:
-    """Compile the catalogue's kernels whose name has one of ``names`` in it, for those of their targets given."""
-    jobs = [
+def jobs(names: Sequence[str], targets: Sequence[str], module: str = CATALOG) -> list[Job]:
+    """The catalogue's kernels in whose name one of ``names``, regular expressions, is found, for these targets.
+
+    All of them where none are given.
+    """
+    return [
         (module, index, target)
         for index, entry in enumerate(catalog(module))
-        if not names or any(name in entry.name for name in names)
+        if not names or any(re.search(name, entry.name) for name in names)
         for target in entry.targets
         if not targets or target in targets
     ]
+
+
+def rows(jobs: Sequence[Job], processes: int) -> Iterator[Row]:
+    """Compile kernels, in so many processes."""
     # A worker finds a kernel by its place, since kernels do not travel; a fork might inherit locks that threads hold.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         yield from pool.map(compiled, jobs)
 
 
-def compiled(job: tuple[str, int, str]) -> Row:
+def compiled(job: Job) -> Row:
     """Compile one kernel of a catalogue, known by its place, for a target."""
     module, index, target = job
     entry = catalog(module)[index]
@@ -136,7 +162,7 @@ def table(compiled_rows: Iterable[Row]) -> Table:
         if row.report is None:
             continue
         report = row.report
-        loop = report.loop() if report.loops else report.whole
+        loop = _step(report)
         kinds = sorted({re.split("[._]", kind)[0] for kind in loop.tensor})
         counts = (
             loop.global_loads,
@@ -156,11 +182,32 @@ def table(compiled_rows: Iterable[Row]) -> Table:
     return shown
 
 
+def _step(report: Report) -> Counts:
+    """A pass through the outermost loop, or all, where it was unrolled."""
+    return report.loop() if report.loops else report.whole
+
+
 def _marked(value: int, limit: int) -> str:
     return f"[red]{value}[/red]" if value > limit else str(value)
 
 
-def write(path: Path, compiled_rows: Sequence[Row]) -> None:
-    """Rows as a JSON array."""
+def write(path: Path, compiled_rows: Iterable[Row]) -> Iterator[Row]:
+    """Write by what rows are compiled and, as they come, the rows, which are passed on."""
+    made = results.Provenance.here_and_now()
+    by = {"triton": version("triton"), "fastrnn": made.fastrnn, "revision": made.revision, "timestamp": made.timestamp}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row.plain() for row in compiled_rows], indent=1) + "\n")
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(by) + "\n")
+        for row in compiled_rows:
+            file.write(json.dumps(row.plain()) + "\n")
+            file.flush()
+            yield row
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """By what rows were compiled, and the rows."""
+    try:
+        by, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return by, [Row.of(line) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise results.ResultsError(f"{path}: not what `python -m bench kernels --out` writes ({error})") from error
