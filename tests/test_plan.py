@@ -101,7 +101,7 @@ def test_kernels_fit_the_device() -> None:
 
 
 def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
-    for cell, hidden, batch in product(CELLS, (192, 256, 512, 768, 1024), (1, 16, 32)):
+    for cell, hidden, batch in product(CELLS, (192, 256, 512, 768, 1000, 1024), (1, 16, 32)):
         chosen = choose(cell, hidden, batch=batch, facts=KNOWN)
         assert chosen.strategy == "grid"
         assert chosen.reason == "torch's layers have no reset= (with constants measured on such a GPU)"
@@ -131,6 +131,21 @@ def test_the_model_is_asked_where_its_constants_were_measured() -> None:
     trains = choose(hidden=160, facts=KNOWN, beyond_torch=None, trains=True)  # where only its forward pass does
     assert trains.strategy == "torch"
     assert choose(hidden=192, packed=True, facts=KNOWN, beyond_torch=None).strategy == "grid"
+
+
+def can_be_spread(facts: DeviceFacts, cell: str, batch: int, hidden: int, itemsize: int) -> bool:
+    sizes = (CELLS[cell].gates, max(CELLS[cell].tape, 1), batch, hidden, itemsize, 1)
+    return any(model.spreads(facts.vendor, *sizes, facts.sm_count, facts.shared_memory_per_block))
+
+
+def test_how_far_a_grid_goes() -> None:
+    """To 64 rows of 16-bit numbers on an H100, and with float32 as far as there is shared memory for it."""
+    for cell, hidden in product(CELLS, (192, 256, 512, 768, 1000, 1024)):
+        assert can_be_spread(H100, cell, 64, hidden, 2)
+        assert can_be_spread(H100, cell, 16, hidden, 4)
+    for hidden in (256, 512, 768, 1024):
+        assert can_be_spread(A100, "lstm", 16, hidden, 4) == (hidden <= 768)
+        assert can_be_spread(RTX5090, "lstm", 16, hidden, 4) == (hidden <= 512)
 
 
 def test_programs_exchange_states_only_where_that_is_forced() -> None:
