@@ -100,14 +100,14 @@ BUDGETS = {
     ("gluon_grid_backward/gru/bf16/256/all/16 rows, 8 units", "sm_90"): Budget(126, 22, 13, 12),
     ("grid_forward/gru/bf16/256/all/16 rows, 16 units", "sm_90"): Budget(232, 13, 17, 32),
     ("grid_backward/gru/bf16/256/all/32 rows, 8 units", "sm_90"): Budget(180, 37, 31, 24),
-    ("gluon_grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(199, 22, 8, 32),
-    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(235, 74, 29, 32),
-    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(186, 29, 19, 32),
-    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(227, 83, 43, 32),
-    ("gluon_grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(128, 13, 8, 16),
-    ("gluon_grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(156, 32, 23, 12),
-    ("grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(164, 19, 15, 16),
-    ("grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(168, 39, 35, 12),
+    ("gluon_grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(189, 22, 8, 32),
+    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(223, 74, 29, 32),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(184, 27, 19, 32),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(219, 83, 43, 32),
+    ("gluon_grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(118, 13, 8, 16),
+    ("gluon_grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(150, 32, 23, 12),
+    ("grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(166, 17, 15, 16),
+    ("grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(162, 39, 35, 12),
 }
 
 
