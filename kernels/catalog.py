@@ -127,7 +127,7 @@ def _grid(
     forward, backward = grid.grid_forward, grid_backward.grid_backward
     if plan.held == "registers":
         forward, backward = gluon_grid.gluon_grid_forward, gluon_grid.gluon_grid_backward
-    all_registers = grid_backward.takes_all_registers(plan, hidden, dtype.itemsize)
+    all_registers = grid_backward.takes_all_registers(plan, cell.gates, hidden, dtype.itemsize)
     for kernel, constants, options in (
         (forward, grid.forward_constants(plan, cell, hidden, whole), barrier.options(vendor)),
         (backward, grid_backward.backward_constants(plan, cell, hidden, whole), barrier.options(vendor, all_registers)),

@@ -216,14 +216,14 @@ def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict
     }
 
 
-def takes_all_registers(plan: Plan, hidden: int, itemsize: int) -> bool:
+def takes_all_registers(plan: Plan, gates: int, hidden: int, itemsize: int) -> bool:
     """Whether the assembler is to know that it may use them all (see :func:`barrier.options`).
 
     Known from compilation: those for which it must not would spill if they did, and some of the others if they did not,
     to have room for a second program on a multiprocessor.
     """
-    ordinary = itemsize == 4 and plan.precision == "ieee"
-    if plan.split == 1 or (ordinary and hidden <= 768):
+    ordinary = itemsize == 4 and plan.precision == "ieee" and (gates > 1 or plan.units <= 8)
+    if plan.split == 1 or (ordinary and gates * hidden <= 3072):
         return False
     return itemsize == 2 or plan.units <= 8 or plan.stages > 1
 
@@ -260,5 +260,5 @@ def backward(
         *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
         **backward_constants(plan, call.cell, call.hidden, whole),
         num_warps=plan.warps,
-        all_registers=takes_all_registers(plan, call.hidden, dpre.element_size()),
+        all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
     )
