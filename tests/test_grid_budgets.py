@@ -1,0 +1,206 @@
+"""What the kernels of the grid strategy cost on the GPUs they are for, as compiled: nothing spills, W_hh is read before
+the loop through time and never in it, and what a step takes is pinned. Their barrier orders memory.
+
+Each size, batch tile and target that there is has kernels here, ``python -m bench kernels grid_`` compiles all. As in
+test_budgets.py, the numbers are those of Triton 3.6.
+"""
+
+import re
+from collections.abc import Mapping
+
+import pytest
+
+pytest.importorskip("triton")
+
+import triton
+from rig.budgets import Budget, Which, compiled, counts, over
+from rig.ptx import check_grid_barrier, check_polling
+
+from bench import kernels
+from bench.aot import compile_kernel
+from fastrnn.reference import CELLS
+
+pytestmark = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="other compilers make other code")
+
+BUDGETS = {
+    ("gluon_grid_forward/lstm/bf16/256/all/16 rows, 16 units", "sm_80"): Budget(190, 17, 7, 32, 482, 24592),
+    ("gluon_grid_backward/lstm/bf16/256/all/16 rows, 16 units", "sm_80"): Budget(218, 37, 15, 32, 420, 12304),
+    ("grid_forward/gru/bf16/256/all/16 rows, 8 units", "sm_90"): Budget(128, 13, 17, 16, 421, 24576),
+    ("grid_backward/gru/bf16/256/all/16 rows, 8 units", "sm_90"): Budget(126, 23, 31, 12, 432, 28672),
+    ("grid_forward/lstm/bf16/256/all/16 rows, 16 units", "sm_120"): Budget(162, 14, 17, 32, 752, 49152),
+    ("grid_backward/lstm/bf16/256/all/16 rows, 16 units", "sm_120"): Budget(186, 29, 35, 32, 763, 49152),
+    ("grid_forward/gru/bf16/256/all/16 rows, 16 units", "gfx942"): Budget(120, 9, 19, 16, 632, 16384),
+    ("grid_backward/gru/bf16/256/all/16 rows, 16 units", "gfx942"): Budget(124, 15, 38, 12, 672, 4096),
+    ("gluon_grid_forward/lstm/bf16/256/all/32 rows, 16 units", "sm_80"): Budget(190, 17, 7, 32, 542, 81952),
+    ("gluon_grid_backward/lstm/bf16/256/all/32 rows, 16 units", "sm_80"): Budget(188, 37, 15, 32, 441, 32800),
+    ("grid_forward/gru/bf16/256/all/32 rows, 8 units", "sm_90"): Budget(168, 19, 17, 32, 654, 32768),
+    ("grid_backward/gru/bf16/256/all/32 rows, 8 units", "sm_90"): Budget(168, 37, 31, 24, 632, 45056),
+    ("grid_forward/lstm/bf16/256/all/32 rows, 16 units", "sm_120"): Budget(110, 12, 8, 32, 439, 49152),
+    ("grid_backward/lstm/bf16/256/all/32 rows, 16 units", "sm_120"): Budget(170, 29, 46, 128, 899, 49152),
+    ("grid_forward/gru/bf16/256/all/32 rows, 16 units", "gfx942"): Budget(120, 9, 17, 8, 1068, 65536),
+    ("grid_backward/gru/bf16/256/all/32 rows, 16 units", "gfx942"): Budget(154, 16, 32, 12, 970, 16384),
+    ("gluon_grid_forward/lstm/bf16/256/all/64 rows, 8 units", "sm_80"): Budget(190, 21, 7, 32, 562, 98336),
+    ("gluon_grid_backward/lstm/bf16/256/all/64 rows, 8 units", "sm_80"): Budget(232, 53, 15, 32, 510, 49184),
+    ("grid_forward/gru/bf16/256/all/64 rows, 8 units", "sm_90"): Budget(208, 23, 18, 32, 1105, 81920),
+    ("grid_backward/gru/bf16/256/all/64 rows, 8 units", "sm_90"): Budget(220, 41, 36, 24, 1046, 45056),
+    ("grid_forward/lstm/bf16/256/all/64 rows, 8 units", "sm_120"): Budget(220, 24, 18, 32, 1221, 81920),
+    ("grid_backward/lstm/bf16/256/all/64 rows, 8 units", "sm_120"): Budget(250, 51, 42, 32, 1352, 49152),
+    ("grid_forward/gru/bf16/256/all/64 rows, 16 units", "gfx942"): Budget(180, 14, 24, 32, 746, 8192),
+    ("grid_backward/gru/bf16/256/all/64 rows, 16 units", "gfx942"): Budget(224, 33, 4, 48, 914, 1024),
+    ("gluon_grid_forward/lstm/bf16/512/all/16 rows, 16 units", "sm_80"): Budget(174, 12, 7, 32, 340, 49184),
+    ("gluon_grid_backward/lstm/bf16/512/all/16 rows, 16 units", "sm_80"): Budget(200, 28, 15, 32, 312, 24608),
+    ("grid_forward/gru/bf16/512/all/16 rows, 8 units", "sm_90"): Budget(154, 15, 13, 16, 624, 49152),
+    ("grid_backward/gru/bf16/512/all/16 rows, 8 units", "sm_90"): Budget(150, 29, 19, 12, 445, 57344),
+    ("gluon_grid_forward/lstm/bf16/512/all/16 rows, 8 units", "sm_90"): Budget(138, 12, 7, 16, 321, 32784),
+    ("gluon_grid_backward/lstm/bf16/512/all/16 rows, 8 units", "sm_90"): Budget(164, 28, 15, 16, 317, 20496),
+    ("grid_forward/lstm/bf16/512/all/16 rows, 16 units", "sm_120"): Budget(156, 14, 17, 32, 741, 98304),
+    ("grid_backward/lstm/bf16/512/all/16 rows, 16 units", "sm_120"): Budget(184, 29, 35, 32, 811, 98304),
+    ("grid_forward/gru/bf16/512/all/16 rows, 16 units", "gfx942"): Budget(140, 8, 15, 16, 971, 32768),
+    ("grid_backward/gru/bf16/512/all/16 rows, 16 units", "gfx942"): Budget(132, 15, 26, 12, 682, 8192),
+    ("gluon_grid_forward/lstm/bf16/512/all/32 rows, 16 units", "sm_80"): Budget(228, 21, 7, 64, 585, 98336),
+    ("gluon_grid_backward/lstm/bf16/512/all/32 rows, 16 units", "sm_80"): Budget(254, 53, 15, 64, 523, 49184),
+    ("grid_forward/gru/bf16/512/all/32 rows, 8 units", "sm_90"): Budget(162, 19, 17, 32, 683, 65536),
+    ("grid_backward/gru/bf16/512/all/32 rows, 8 units", "sm_90"): Budget(164, 37, 31, 24, 680, 90112),
+    ("grid_forward/lstm/bf16/512/all/32 rows, 16 units", "sm_120"): Budget(118, 16, 8, 64, 519, 98304),
+    ("grid_backward/lstm/bf16/512/all/32 rows, 16 units", "sm_120"): Budget(170, 45, 46, 256, 1215, 98304),
+    ("grid_forward/gru/bf16/512/all/32 rows, 16 units", "gfx942"): Budget(144, 11, 19, 16, 1091, 65536),
+    ("grid_backward/gru/bf16/512/all/32 rows, 16 units", "gfx942"): Budget(166, 22, 38, 24, 1026, 16384),
+    ("gluon_grid_forward/lstm/bf16/512/all/64 rows, 8 units", "sm_80"): Budget(216, 29, 7, 64, 617, 131104),
+    ("gluon_grid_backward/lstm/bf16/512/all/64 rows, 8 units", "sm_80"): Budget(255, 85, 15, 64, 638, 81952),
+    ("grid_forward/gru/bf16/512/all/64 rows, 8 units", "sm_90"): Budget(228, 31, 18, 64, 1166, 98304),
+    ("grid_backward/gru/bf16/512/all/64 rows, 8 units", "sm_90"): Budget(255, 65, 36, 48, 1160, 90112),
+    ("gluon_grid_forward/lstm/bf16/512/all/64 rows, 8 units", "sm_90"): Budget(216, 29, 7, 64, 628, 131104),
+    ("gluon_grid_backward/lstm/bf16/512/all/64 rows, 8 units", "sm_90"): Budget(255, 85, 15, 64, 656, 81952),
+    ("grid_forward/gru/bf16/512/all/64 rows, 8 units", "sm_120"): Budget(224, 31, 18, 64, 1219, 98304),
+    ("grid_backward/gru/bf16/512/all/64 rows, 8 units", "sm_120"): Budget(255, 65, 36, 48, 1177, 90112),
+    ("grid_forward/gru/bf16/512/all/64 rows, 16 units", "gfx942"): Budget(276, 22, 40, 64, 867, 8192),
+    ("grid_backward/gru/bf16/512/all/64 rows, 16 units", "gfx942"): Budget(326, 57, 4, 96, 1412, 1024),
+    ("gluon_grid_forward/lstm/bf16/768/all/16 rows, 16 units", "sm_80"): Budget(214, 14, 7, 48, 367, 57376),
+    ("gluon_grid_backward/lstm/bf16/768/all/16 rows, 16 units", "sm_80"): Budget(242, 36, 15, 48, 359, 32800),
+    ("grid_forward/gru/bf16/768/all/16 rows, 8 units", "sm_90"): Budget(156, 17, 13, 24, 646, 73728),
+    ("grid_backward/gru/bf16/768/all/16 rows, 8 units", "sm_90"): Budget(166, 35, 19, 18, 480, 86016),
+    ("grid_forward/lstm/bf16/768/all/16 rows, 8 units", "sm_120"): Budget(162, 19, 17, 24, 850, 73728),
+    ("grid_backward/lstm/bf16/768/all/16 rows, 8 units", "sm_120"): Budget(214, 45, 19, 24, 644, 98304),
+    ("grid_forward/gru/bf16/768/all/16 rows, 16 units", "gfx942"): Budget(160, 9, 17, 24, 990, 32768),
+    ("grid_backward/gru/bf16/768/all/16 rows, 16 units", "gfx942"): Budget(156, 18, 32, 18, 722, 8192),
+    ("gluon_grid_forward/lstm/bf16/768/all/32 rows, 16 units", "sm_80"): Budget(236, 25, 7, 96, 653, 114720),
+    ("gluon_grid_backward/lstm/bf16/768/all/32 rows, 16 units", "sm_80"): Budget(255, 69, 15, 96, 624, 65568),
+    ("grid_forward/gru/bf16/768/all/32 rows, 8 units", "sm_90"): Budget(164, 23, 17, 48, 718, 98304),
+    ("grid_backward/gru/bf16/768/all/32 rows, 8 units", "sm_90"): Budget(200, 49, 31, 36, 755, 135168),
+    ("grid_forward/lstm/bf16/768/all/32 rows, 8 units", "sm_120"): Budget(164, 24, 17, 48, 798, 98304),
+    ("grid_backward/lstm/bf16/768/all/32 rows, 8 units", "sm_120"): Budget(254, 63, 39, 48, 952, 98304),
+    ("grid_forward/gru/bf16/768/all/32 rows, 16 units", "gfx942"): Budget(168, 13, 21, 24, 1115, 65536),
+    ("grid_backward/gru/bf16/768/all/32 rows, 16 units", "gfx942"): Budget(190, 28, 44, 36, 1085, 16384),
+    ("gluon_grid_forward/lstm/bf16/768/all/64 rows, 8 units", "sm_80"): Budget(232, 37, 7, 96, 689, 163872),
+    ("gluon_grid_backward/lstm/bf16/768/all/64 rows, 8 units", "sm_80"): Budget(255, 117, 15, 96, 792, 114720),
+    ("grid_forward/gru/bf16/768/all/64 rows, 8 units", "sm_90"): Budget(238, 39, 18, 96, 1229, 147456),
+    ("grid_backward/gru/bf16/768/all/64 rows, 8 units", "sm_90"): Budget(255, 89, 36, 72, 1253, 135168),
+    ("gluon_grid_forward/lstm/bf16/768/all/64 rows, 8 units", "sm_90"): Budget(230, 37, 7, 96, 698, 163872),
+    ("gluon_grid_backward/lstm/bf16/768/all/64 rows, 8 units", "sm_90"): Budget(255, 117, 15, 96, 798, 114720),
+    ("grid_forward/lstm/bf16/768/all/64 rows, 16 units", "gfx942"): Budget(386, 31, 56, 96, 1288, 8192),
+    ("grid_backward/lstm/bf16/768/all/64 rows, 16 units", "gfx942"): Budget(504, 107, 4, 192, 2738, 1024),
+    ("gluon_grid_forward/gru/bf16/1024/all/16 rows, 16 units", "sm_80"): Budget(198, 15, 7, 64, 335, 65568),
+    ("gluon_grid_backward/gru/bf16/1024/all/16 rows, 16 units", "sm_80"): Budget(236, 34, 13, 48, 310, 40992),
+    ("gluon_grid_forward/lstm/bf16/1024/all/16 rows, 8 units", "sm_90"): Budget(168, 16, 7, 32, 350, 49168),
+    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 8 units", "sm_90"): Budget(210, 44, 15, 32, 396, 36880),
+    ("gluon_grid_forward/lstm/bf16/1024/dense/16 rows, 8 units", "sm_90"): Budget(168, 14, 7, 32, 324, 49156),
+    ("gluon_grid_backward/lstm/bf16/1024/dense/16 rows, 8 units", "sm_90"): Budget(196, 41, 13, 32, 348, 36868),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units", "sm_90"): Budget(178, 21, 17, 32, 848, 98304),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units", "sm_90"): Budget(232, 53, 19, 32, 695, 131072),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units", "sm_120"): Budget(168, 21, 17, 32, 864, 98304),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units", "sm_120"): Budget(238, 53, 23, 32, 688, 98304),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 16 units", "gfx942"): Budget(198, 11, 23, 32, 1290, 32768),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 16 units", "gfx942"): Budget(216, 27, 46, 32, 942, 8192),
+    ("gluon_grid_forward/gru/bf16/1024/all/32 rows, 8 units", "sm_90"): Budget(180, 23, 7, 64, 363, 98336),
+    ("gluon_grid_backward/gru/bf16/1024/all/32 rows, 8 units", "sm_90"): Budget(254, 58, 13, 48, 410, 73760),
+    ("grid_forward/lstm/bf16/1024/all/32 rows, 16 units", "sm_90"): Budget(180, 24, 8, 128, 713, 196608),
+    ("grid_backward/lstm/bf16/1024/all/32 rows, 16 units", "sm_90"): Budget(172, 77, 46, 512, 1749, 196608),
+    ("gluon_grid_forward/gru/bf16/1024/all/32 rows, 8 units", "sm_120"): Budget(168, 23, 7, 64, 408, 98336),
+    ("gluon_grid_backward/gru/bf16/1024/all/32 rows, 8 units", "sm_120"): Budget(250, 58, 13, 48, 408, 73760),
+    ("grid_forward/lstm/bf16/1024/all/32 rows, 16 units", "gfx942"): Budget(188, 16, 23, 32, 1216, 65536),
+    ("grid_backward/lstm/bf16/1024/all/32 rows, 16 units", "gfx942"): Budget(246, 44, 62, 64, 1341, 16384),
+    ("grid_forward/gru/tf32/256/all/16 rows, 16 units", "sm_90"): Budget(180, 17, 17, 64, 701, 81920),
+    ("grid_backward/gru/tf32/256/all/16 rows, 16 units", "sm_90"): Budget(186, 35, 31, 48, 606, 81920),
+    ("grid_forward/lstm/tf32/512/all/16 rows, 8 units", "sm_90"): Budget(166, 21, 17, 32, 846, 98304),
+    ("grid_backward/lstm/tf32/512/all/16 rows, 8 units", "sm_90"): Budget(232, 53, 19, 32, 675, 131072),
+    ("grid_forward/lstm/tf32/1024/all/16 rows, 8 units", "sm_90"): Budget(208, 29, 17, 64, 918, 196608),
+    ("grid_backward/lstm/tf32/1024/all/16 rows, 8 units", "sm_90"): Budget(255, 85, 23, 64, 839, 196608),
+    ("grid_forward/lstm/fp32/256/all/16 rows, 16 units", "sm_90"): Budget(230, 16, 11, 0, 2814, 81920),
+    ("grid_backward/lstm/fp32/256/all/16 rows, 16 units", "sm_90"): Budget(160, 45, 35, 0, 3047, 98304),
+    ("grid_forward/lstm/fp32/512/all/16 rows, 8 units", "sm_90"): Budget(168, 16, 11, 0, 1595, 98304),
+    ("grid_backward/lstm/fp32/512/all/16 rows, 8 units", "sm_90"): Budget(160, 53, 19, 0, 1844, 131072),
+    ("grid_forward/lstm/fp32/768/all/16 rows, 8 units", "sm_90"): Budget(168, 20, 11, 0, 2184, 147456),
+    ("grid_backward/lstm/fp32/768/all/16 rows, 8 units", "sm_90"): Budget(170, 69, 19, 0, 2520, 196608),
+    ("grid_forward/gru/fp32/1024/all/16 rows, 8 units", "sm_90"): Budget(168, 23, 11, 0, 2704, 196608),
+    ("grid_backward/gru/fp32/1024/all/16 rows, 8 units", "sm_90"): Budget(156, 65, 21, 0, 2366, 229376),
+    ("grid_forward/lstm/fp32/1024/all/16 rows, 8 units", "sm_90"): Budget(168, 24, 11, 0, 2763, 196608),
+    ("grid_backward/lstm/fp32/1024/all/16 rows, 8 units", "sm_90"): Budget(255, 85, 23, 0, 3199, 196608),
+    ("gluon_grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(189, 22, 8, 32),
+    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(223, 74, 29, 32),
+    ("grid_forward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(184, 27, 19, 32),
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units, data polled", "sm_90"): Budget(219, 83, 43, 32),
+    ("gluon_grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(118, 13, 8, 16),
+    ("gluon_grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(150, 32, 23, 12),
+    ("grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(166, 17, 15, 16),
+    ("grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(162, 39, 35, 12),
+}
+BYTES = {"bf16": 2, "tf32": 4, "fp32": 4}
+POLLED = [which for which in BUDGETS if "polled" in which[0]]
+
+
+@pytest.fixture(scope="module")
+def reports() -> Mapping[Which, kernels.Row]:
+    return compiled(BUDGETS)
+
+
+@pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
+def test_a_kernel_keeps_to_its_budget(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+    row = reports[which]
+    assert row.report is not None, row.error
+    assert not over(row.report, BUDGETS[which]), counts(row.report)
+
+
+@pytest.mark.parametrize("which", [which for which in BUDGETS if which not in POLLED], ids=" ".join)
+def test_a_grid_waits_for_what_it_reads(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+    """Every store is released and every load acquired, for all threads; and no load is begun a step ahead."""
+    report = reports[which].report
+    if report.ptx:
+        barrier = check_grid_barrier(report.ptx)
+        assert len(barrier.releases) == 1
+        assert "cp.async" not in report.ptx
+    else:  # AMD's: the warp that arrives has written back what it stored, and after the wait, nothing is cached
+        assert re.search(r"buffer_wbl2.*?s_waitcnt.*?global_atomic_add.*?buffer_inv", report.assembly, re.DOTALL)
+    assert report.loop().atomics == 1
+
+
+@pytest.mark.parametrize("which", POLLED, ids=" ".join)
+def test_a_grid_polls_all_that_it_reads(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+    """Every number of the state, or gate by gate of its gradients, in loads of 16 bytes, and without an atomic."""
+    row = reports[which]
+    tile = int(re.search(r"(\d+) rows", which[0])[1])
+    gates = CELLS[row.cell].gates if "backward" in which[0] else 1
+    state = 2 * tile * row.hidden // (row.report.warps * row.report.limits.warp)
+    assert check_polling(row.report.ptx) == (state,) * gates
+    assert row.report.ptx.count("ld.volatile.global.v4.b32") == 2 * gates * state // 16
+    assert row.report.loop().atomics == 0
+    assert "cp.async" not in row.report.ptx
+
+
+@pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
+def test_weights_are_read_before_the_loop(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+    """There are at least as many loads, of 16 bytes a thread at most, as the weights take."""
+    row = reports[which]
+    _, cell, numbers, hidden, _, shape = row.name.split("/")
+    units = int(re.search(r"(\d+) units", shape)[1])
+    threads = row.report.warps * row.report.limits.warp
+    least = BYTES[numbers] * CELLS[cell].gates * units * int(hidden) // (16 * threads)
+    assert row.report.whole.global_loads - row.report.loop().global_loads >= least
+
+
+def test_a_kernel_whose_threads_have_too_many_registers_together_is_over_its_budget() -> None:
+    """Sixteen warps cannot have 255 of them each, though the assembler hands them out."""
+    name, target = "gluon_grid_forward/lstm/bf16/512/all/64 rows, 8 units", "sm_90"
+    (entry,) = (entry for entry in kernels.catalog() if entry.name == name and target in entry.targets)
+    kernel, signature, constants = entry.kernel, entry.signature, entry.constants | {"SPLIT": 16}
+    report = compile_kernel(kernel, signature, constants, target, num_warps=16, num_stages=1, **entry.options)
+    assert any("all threads" in line for line in over(report, BUDGETS[name, target]))
