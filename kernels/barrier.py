@@ -3,7 +3,9 @@
 In two halves, so that a program can do something useful while the others come: it arrives, adding to a counter in
 global memory, and later waits until the counter says that all have. What a program stored before it arrived is seen by
 the others after they have waited; both halves are, within a program, for all of its threads. Programs wait for each
-other only if all of them run at the same time: :func:`launch` sees to that.
+other only if all of them run at the same time: :func:`launch` sees to that, and that there is no launch on AMD's GPUs.
+As Triton 3.6 compiles an arrival for those, the one wave that arrives waits for its own stores alone, and those of the
+program's other waves may come later.
 
 A wait has an end. A program that has polled in vain for seconds writes the step into the launch's error word and waits
 no more: it goes through its remaining steps without, stays within its tensors, and computes nonsense. The error word is
@@ -134,9 +136,12 @@ def launch(
     ``error_ptr`` and ``patience``.
 
     Raises:
+        NotImplementedError: the device is AMD's.
         RuntimeError: there are more programs than certainly run at once; or a former launch gave up.
     """
     name = kernel.__name__
+    if torch.version.hip is not None:
+        raise NotImplementedError("fastrnn: programs exchange states on NVIDIA's GPUs alone, not on AMD's")
     most, programs = most_programs(device), grid[0] * grid[1]
     if most is not None and programs > most:
         raise RuntimeError(f"fastrnn: the {programs} programs of {name} have to run at once; {device} runs {most}")

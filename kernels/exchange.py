@@ -11,8 +11,7 @@ state again and again, which may be in the way of what it waits for: what that c
 
 What is polled is loaded as ``volatile``: every time anew, and past the first-level cache. By PTX's model of memory it
 races with the store, which is an ordinary one. That a number of up to 8 bytes arrives whole, and at last, is what
-NVIDIA's GPUs are known to do; that they do here has to be shown on each (``python -m bench gpu --part barrier``). AMD's
-may keep a store from other programs for as long as a kernel runs unless it is released, so they have no polling.
+NVIDIA's GPUs are known to do; that they do here has to be shown on each (``python -m bench gpu --part barrier``).
 
 A program that has polled in vain for too long gives up as in :mod:`fastrnn.kernels.barrier`; the step that is named is
 the one for which it polled.
@@ -166,13 +165,8 @@ def prepare(exchange: str, buffer: Tensor, known: Tensor | None = None) -> None:
         exchange: a plan's.
         buffer: the places, contiguous.
         known: what the first of them has from the start.
-
-    Raises:
-        NotImplementedError: data are to be polled on a device where that would have no end.
     """
     if exchange == "data":
-        if buffer.is_cuda and torch.version.hip is not None:
-            raise NotImplementedError("fastrnn: programs poll each other's data on NVIDIA's GPUs alone, not on AMD's")
         bits = buffer.view(INTEGERS[buffer.element_size()])
         bits.fill_(FLAG.value)
     if known is not None:

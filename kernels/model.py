@@ -86,7 +86,8 @@ class Shape:
 #   units spill 8 to 96 from H=512 on, and 16 units some 500. Two tiles of 32 rows are the same work in twice as many
 #   programs.
 # - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
-# - On AMD's, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where it is not. Float32 was not tried.
+# - On AMD's, where no plan goes by these yet, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where
+#   it is not. Float32 was not tried.
 # Weights of float32 take twice the memory, so that H=768 is for multiprocessors with 163 KiB, and H=1024 for those with
 # 227 alone.
 SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {

@@ -15,7 +15,6 @@ import triton.language as tl
 from accuracy import assert_accurate, assert_alike, assert_same
 from layers import Problem, draw, fast, readable, run, yardstick
 from rig.interpreter import Deadlock, schedule
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastrnn import _ops
 from fastrnn.kernels import barrier, exchange, grid, grid_backward, layer
@@ -337,13 +336,13 @@ def test_a_pair_has_a_flag_if_either_half_is_one() -> None:
             assert torch.equal(found != 0, (halves == -1) | (torch.tensor(other) == -1))
 
 
-def test_polling_is_for_gpus_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exchange_is_for_gpus_of_nvidia(use: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw("gru", 2, 3, 2, 20)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    with FakeTensorMode():
-        buffer = torch.empty(3, 2, 20, device="cuda")
-        with pytest.raises(NotImplementedError, match="on NVIDIA's GPUs alone, not on AMD's"):
-            exchange.prepare("data", buffer)
-        exchange.prepare("barrier", buffer)
+    for plan in (WHOLE, replace(WHOLE, exchange="data")):
+        use(plan)
+        with pytest.raises(NotImplementedError, match="exchange states on NVIDIA's GPUs alone, not on AMD's"):
+            fast()(problem)
 
 
 @triton.jit
