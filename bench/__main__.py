@@ -25,7 +25,7 @@ from bench.plan import DTYPES, Job, Plan
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
+WIDTH = 160  # of tables in a file or a pipe, which have no width of their own
 ALSO = {
     "streaming": streaming,
     "packed": packed,

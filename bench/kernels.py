@@ -147,14 +147,17 @@ def _dtype(entry: Entry) -> str:
 
 
 def table(compiled_rows: Iterable[Row]) -> Table:
-    """A line for each kernel and target that compiled; of tensor-core instructions, the kind without the shape."""
+    """A line for each kernel and target that compiled; of tensor-core instructions, the kind without the shape.
+
+    Cell, numbers and H are in the names.
+    """
     shown = Table(
         title="Registers of a thread, bytes of shared memory, instructions of a pass through the outermost loop",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for column in ("kernel", "cell", "dtype", "H", "target"):
+    for column in ("kernel", "target"):
         shown.add_column(column, no_wrap=True)
     for column in ("warps", "regs", "spills", "shared", "tensor", "loads", "stores", "lds", "sts", "bars", "all"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -173,7 +176,7 @@ def table(compiled_rows: Iterable[Row]) -> Table:
             loop.instructions,
         )
         shown.add_row(
-            *(row.name, row.cell, row.dtype, str(row.hidden or ""), row.target),
+            *(row.name, row.target),
             *(str(report.warps), str(report.registers), _marked(report.spills, 0)),
             _marked(report.shared, report.limits.shared),
             " ".join(f"{loop.tensor_cores(kind)} {kind}" for kind in kinds),
