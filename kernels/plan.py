@@ -1,8 +1,10 @@
 """Which kernel computes a layer on a GPU, with which tiles: a pure function of cell, sizes, dtype and device facts.
 
-Nothing here needs a GPU or Triton. No kernel of this package has been measured on a GPU yet, so :func:`plan` is
-conservative: it leaves to torch (cuDNN, MIOpen) all that torch has, and its reasons say "unmeasured" where the kernels
-are chosen for what torch does not have; :func:`forced` has them compute the rest. Tiles and warps come from
+Nothing here needs a GPU or Triton. A plan goes by what was measured (:mod:`fastrnn.kernels.measured`): by the fastest
+way to compute such work, tuned on the user's GPU or recorded on another like it, or else by a model of cost whose
+constants were measured on such a GPU. No GPU has been measured by the developers yet. So, where the user has not
+either, :func:`plan` leaves to torch (cuDNN, MIOpen) all that torch has, and its reasons say "unmeasured" where the
+kernels are chosen for what torch does not have; :func:`forced` has them compute the rest. Tiles and warps come from
 ahead-of-time compilation: the configurations here are those that spill no register (:mod:`fastrnn.kernels.catalog`
 names them all).
 """
@@ -89,7 +91,7 @@ class Plan:
         warps, stages: of a program, and of its pipelined loads (a resident program fetches ahead by itself: 1).
         precision: of products of float32: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         graphs: whether launches that repeat are replayed as one CUDA graph (stepwise, where the product is fused). No
-            plan says so by itself: no GPU has shown yet that this is faster.
+            plan says so but where tuning has found that it is faster.
     """
 
     strategy: str
