@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
-from bench.arguments import pattern, positive_float, positive_int
 from bench.check import MismatchError
 from bench.gpu import command, constants
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
+from fastrnn._arguments import pattern, positive_float, positive_int
 
 if TYPE_CHECKING:
     from rich.console import Console

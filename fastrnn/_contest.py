@@ -30,8 +30,6 @@ LAYERS: Mapping[str, Callable[..., Module]] = {
     "rnn_tanh": nn.RNN,
     "rnn_relu": partial(nn.RNN, nonlinearity="relu"),
 }
-
-
 Results = tuple[list[Tensor], list[Tensor]]  # outputs, gradients
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastrnn import _cuda
+from fastrnn._arguments import positive_float, positive_int
 from fastrnn.kernels import measured
 from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import tf32_allowed
@@ -41,25 +42,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--cell", nargs="+", choices=CELLS, default=["lstm"], help="of shapes (default: lstm)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of shapes (default: float32)")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES), help="default: both")
-    parser.add_argument("--layers", type=count, default=1, help="of shapes (default: 1)")
+    parser.add_argument("--layers", type=positive_int, default=1, help="of shapes (default: 1)")
     parser.add_argument("--bidirectional", action="store_true", help="shapes with both directions")
     parser.add_argument("--packed", action="store_true", help="sequences that differ in length, T/10 to T")
     parser.add_argument("--tf32", choices=("on", "off"), help="allow products of float32 to be rounded, or not")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing each (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive_float, default=SECONDS, help="of timing each (default: %(default)s)")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU, for shapes (default: 0)")
-
-
-def count(text: str) -> int:
-    """A whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
 
 
 def shape(text: str) -> tuple[int, ...]:
     """B, T, I and H."""
-    sizes = tuple(map(count, text.split(",")))
+    sizes = tuple(map(positive_int, text.split(",")))
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"expected B,T,I,H, got {text}")
     return sizes

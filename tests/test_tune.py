@@ -320,6 +320,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         (["--shape", "1,2,3"], "expected B,T,I,H, got 1,2,3"),
         (["--shape", "1,2,3,0"], "must be at least 1, got 0"),
         (["--shape", "1,2,3,x"], "invalid shape value: '1,2,3,x'"),
+        (["--seconds", "inf"], "must be above 0 and finite, got inf"),
         (["--dtype", "complex64"], "invalid choice: 'complex64'"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from bench import results
-from bench.arguments import positive_float, positive_int
 from bench.gpu import cases, constants, contestants, latency, measure, meeting
 from bench.gpu.cases import Selection, Task
 from bench.grid import CELLS
 from bench.results import BASELINE, Row
+from fastrnn._arguments import positive_float, positive_int
 
 LATENCY_SECONDS = 0.1  # of each
 WIDTH = 120  # of tables in a file or a pipe, which have no width of their own

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -93,9 +93,9 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
 
 
 def _forced(plan: Any) -> AbstractContextManager[None]:
-    from fastrnn.kernels.plan import forced
+    from fastrnn._contest import way
 
-    return forced(**{name: choice for name, choice in asdict(plan).items() if name != "reason"})
+    return way(plan)
 
 
 def _dense(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:

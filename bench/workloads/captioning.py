@@ -28,7 +28,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import COLOURS, INK
 from bench.workloads.layers import LAYERS
@@ -43,6 +42,7 @@ from bench.workloads.writing import (
     losses,
     teacher_forcing,
 )
+from fastrnn._arguments import positive_int
 
 SIDE = 24  # pixels of an image, each way
 SIZES = (12, 14, 16)  # of letters, in pixels

@@ -20,10 +20,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 import fastrnn
 from bench import corpus
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import INK, STYLE
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_int
 
 HELD_OUT = 0.2  # of the files of each label, or of its passages
 FILES = 8  # that a package has at least

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import plot, results
-from bench.arguments import positive_float, positive_int
 from bench.check import MismatchError
 from bench.workloads import NAMES, find, processes, runner, tables
 from bench.workloads.learner import DivergedError
 from bench.workloads.workload import DataError
+from fastrnn._arguments import positive_float, positive_int
 
 REFRESH = 0.25  # seconds between two looks at the progress
 WIDTH = 160  # where there is no terminal, which has a width of its own

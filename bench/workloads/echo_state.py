@@ -22,10 +22,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from bench.arguments import positive_float, positive_int
 from bench.results import BASELINE, Case, Row
 from bench.style import COLOURS, FAINT, INK, STYLE, plain
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_float, positive_int
 
 HELD_OUT = 8  # series
 FITTED = 16  # series to fit, one after the other

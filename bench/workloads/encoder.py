@@ -31,11 +31,11 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from bench import corpus
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import COLOURS, FAINT, STYLE, plain
 from bench.workloads.layers import LAYERS
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_int
 
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\w\s]")  # parseHTTPHeader: parse, http, header
 UNKNOWN = 0  # the number of words that training has too rarely or never

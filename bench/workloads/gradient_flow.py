@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import fastrnn
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import CELL_COLOURS, FAINT, STYLE, plain
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_int
 
 CELLS: dict[str, Callable[[int, int], nn.RNNBase]] = {
     "rnn_tanh": nn.RNN,

@@ -21,11 +21,11 @@ from torch.nn.functional import cross_entropy
 
 import fastrnn
 from bench import corpus
-from bench.arguments import positive_float, positive_int
 from bench.results import Case, Row
 from bench.workloads import processes
 from bench.workloads.layers import LAYERS
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_float, positive_int
 
 State = Tensor | tuple[Tensor, ...]
 SAMPLED = 400  # symbols

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import fastrnn
-from bench.arguments import positive_int
 from bench.results import BASELINE, Case, Row
 from bench.style import COLOURS, FAINT, INK, STYLE, plain
 from bench.workloads.layers import LAYERS
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_int
 
 SEEN = torch.tensor([1 / 2.4, 0, 1 / 0.21, 0]).double()  # of position, velocity, angle, angular velocity, and scaled
 PASSES = 4  # through each rollout

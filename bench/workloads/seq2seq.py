@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import COLOURS, STYLE, plain
 from bench.workloads.layers import LAYERS
 from bench.workloads.workload import DataError, Evaluation, Workload
 from bench.workloads.writing import Alphabet, Decoder, State, beam_search, exact_match, losses, teacher_forcing
+from fastrnn._arguments import positive_int
 
 FIRST, DAYS = date(1850, 1, 1), 73_000
 HELD_OUT = 500  # pairs at most

@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from bench import corpus
-from bench.arguments import positive_int
 from bench.results import Case, Row
 from bench.style import COLOURS, STYLE, plain
 from bench.workloads.workload import DataError, Evaluation, Workload
+from fastrnn._arguments import positive_int
 
 KINDS = {tokenize.NAME: "name", tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.COMMENT: "comment"}
 KINDS |= {tokenize.OP: "operator"}

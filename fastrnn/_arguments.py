@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments."""
+"""Kinds of command-line arguments, of ``python -m fastrnn`` and of the benchmarks."""
 
 import argparse
 import math
@@ -26,5 +26,5 @@ def positive_float(text: str) -> float:
     """A finite number above zero."""
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
     return value
