@@ -15,6 +15,8 @@ only 0 to be stored. Grid: (batch tiles x unit tiles, directions). Layouts as in
 ``exchange (places, D, B, H)`` in storage.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -327,6 +329,17 @@ def programs(plan: Plan, call: Call) -> tuple[int, int]:
     return cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions
 
 
+def launch(plan: Plan, call: Call, kernel: Any, *arguments: object, **constants: Any) -> None:
+    """Launch a kernel of this strategy or, where weights are to stay in registers, what it is in Gluon."""
+    if plan.held == "registers":
+        from fastrnn.kernels import gluon_grid
+
+        kernel = getattr(gluon_grid, f"gluon_{kernel.__name__}")
+    counters = cdiv(call.batch, plan.tile) * call.directions
+    grid, device = programs(plan, call), call.w_hh.device
+    barrier.launch(kernel, grid, counters, device, *arguments, num_warps=plan.warps, **constants)
+
+
 def forward(
     plan: Plan,
     call: Call,
@@ -343,19 +356,11 @@ def forward(
     """As :func:`fastrnn.kernels.resident.forward`."""
     places = y.new_empty((s1 - s0 + 1 if plan.exchange == "data" else 2, *h.shape))
     exchange.prepare(plan.exchange, places, known=h)
-    kernel = grid_forward
-    if plan.held == "registers":
-        from fastrnn.kernels import gluon_grid
-
-        kernel = gluon_grid.gluon_grid_forward
-    barrier.launch(
-        kernel,
-        programs(plan, call),
-        cdiv(call.batch, plan.tile) * call.directions,
-        h.device,
+    launch(
+        plan,
+        call,
+        grid_forward,
         *(pre, call.w_hh, call.bias, h, c, y, cells, borders, places, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
         **forward_constants(plan, call.cell, call.hidden, whole),
-        num_warps=plan.warps,
-        all_registers=True,
     )

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import barrier, exchange, gates
+from fastrnn.kernels import exchange, gates
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
@@ -19,15 +19,14 @@ from fastrnn.kernels.grid import (
     depth_at,
     factors_at,
     last_of,
+    launch,
     lively_steps,
     no_sums,
-    programs,
     total,
 )
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.resident import saved_of_step, state_is_whole
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
-from fastrnn.kernels.tiles import cdiv
 from fastrnn.reference import Cell
 
 
@@ -246,19 +245,12 @@ def backward(
     """As :func:`fastrnn.kernels.resident.backward`."""
     exchange.prepare(plan.exchange, dpre)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
-    kernel = grid_backward
-    if plan.held == "registers":
-        from fastrnn.kernels import gluon_grid
-
-        kernel = gluon_grid.gluon_grid_backward
-    barrier.launch(
-        kernel,
-        programs(plan, call),
-        cdiv(call.batch, plan.tile) * call.directions,
-        dh.device,
+    launch(
+        plan,
+        call,
+        grid_backward,
         *(kept, state, c_before, columns, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
         **backward_constants(plan, call.cell, call.hidden, whole),
-        num_warps=plan.warps,
         all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
     )
