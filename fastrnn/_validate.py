@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 from fastrnn.reference import CELLS
 
@@ -116,7 +117,7 @@ def sizes(
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if not state:
         return
-    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    batch = x.shape[1] if batch_sizes is None else batch_sizes[0].item()
     layers, cell_size = stack.num_layers * stack.directions, w_ih.shape[0] // CELLS[stack.cell].gates
     for i, s in enumerate(state):
         expected = (layers, batch, w_hh.shape[1] if i == 0 else cell_size)
@@ -168,8 +169,13 @@ def lengths(
             f"Expected `len(lengths)` to be equal to batch_size, but got {checked.shape[0]} (batch_size={batch})"
         )
     checked = checked.to(torch.int64)
-    # Under a compiler or a transform, or on another device, the values are not at hand; the engine checks them again.
-    if batch and on_cpu and not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(checked):
+    # Where they are traced or mapped, or on another device, the values are not at hand; the engine checks them again.
+    traced = (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or _len_torch_dispatch_stack_pre_dispatch()
+    )
+    if batch and on_cpu and not traced and not torch._C._functorch.is_batchedtensor(checked):
         low, high = int(checked.min()), int(checked.max())
         if low <= 0:
             raise RuntimeError(

@@ -297,13 +297,19 @@ def _stack(
     if half_weights:
         _validate.inference(x, state, params)
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    # item() rather than int(), which an exporter refuses
+    batch: int = x.shape[1] if batch_sizes is None else batch_sizes[0].item()  # type: ignore[assignment]
     if not packed:
         lengths_ = _validate.lengths(lengths, steps, batch, batched, x.device)
     if reset is not None:
         reset = _validate.reset(reset, steps, batch, batched, stack.batch_first, x.device)
         if order is not None:
             reset = reset.index_select(1, order)
+
+    if (
+        packed and not state and torch.compiler.is_compiling()
+    ):  # or its shape would not say how many sequences there are
+        state = _zeros(stack, x, params, batch)
 
     trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
     varied = packed or lengths_ is not None
@@ -327,6 +333,13 @@ def _stack(
     if not batched:
         state = tuple(s.squeeze(1) for s in state)
     return restore(y), state, None if cells is None else restore(cells)
+
+
+def _zeros(stack: Stack, x: Tensor, params: Sequence[Tensor], batch: Any) -> tuple[Tensor, ...]:
+    """The initial state of a stack that was given none."""
+    sizes = (stack.proj_size or params[1].shape[1], params[0].shape[0] // CELLS[stack.cell].gates)
+    used = sizes if CELLS[stack.cell].has_c else sizes[:1]
+    return tuple(x.new_zeros(stack.num_layers * stack.directions, batch, size) for size in used)
 
 
 def _layers(
@@ -397,10 +410,8 @@ def _torch_layers(
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
     if not state:
-        batch: Any = x.shape[1] if batch_sizes is None else batch_sizes[0]  # no int, which a trace would keep
-        hidden = params[1].shape[1]
-        sizes = (stack.proj_size or hidden, params[0].shape[0] // 4)[: 2 if CELLS[stack.cell].has_c else 1]
-        state = tuple(x.new_zeros(stack.num_layers * stack.directions, batch, size) for size in sizes)
+        # no int, which a trace would keep
+        state = _zeros(stack, x, params, x.shape[1] if batch_sizes is None else batch_sizes[0])
     hx = state if CELLS[stack.cell].has_c else state[0]
     options = (stack.bias, stack.num_layers, stack.dropout, stack.training, stack.bidirectional)
     function = getattr(_VF, stack.cell)
