@@ -31,9 +31,8 @@ inline cpu::Cell parse_cell(const std::string& name) {
 enum class Tape { kNone, kFull, kLean };
 
 inline Tape parse_tape(const std::string& name) {
-  if (name == "none") return Tape::kNone;
   if (name == "full") return Tape::kFull;
-  STD_TORCH_CHECK(name == "lean", "tape: expected none, full or lean, got ", name);
+  STD_TORCH_CHECK(name == "lean", "tape: expected full or lean, got ", name);
   return Tape::kLean;
 }
 

@@ -169,19 +169,34 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
 }
 
 // ---- The operators ----
-ForwardResult layer_forward(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
-                            std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
-                            OptionalTensor lengths, OptionalTensor reset, std::string tape, bool cells) {
-  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
-  switch (x.scalar_type()) {
+ForwardResult forward(const Call& call, Tape tape, bool cells) {
+  switch (call.x.scalar_type()) {
     case ScalarType::Float:
     case ScalarType::BFloat16:
     case ScalarType::Half:
-      return forward<float>(call, parse_tape(tape), cells);
+      return forward<float>(call, tape, cells);
     default:
-      check_dtype("x", x, ScalarType::Double);
-      return forward<double>(call, parse_tape(tape), cells);
+      check_dtype("x", call.x, ScalarType::Double);
+      return forward<double>(call, tape, cells);
   }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
+                                                 std::vector<Tensor> weights, bool bidirectional,
+                                                 OptionalTensor batch_sizes, OptionalTensor lengths,
+                                                 OptionalTensor reset, std::string tape, bool cells) {
+  parse_tape(tape);  // what to keep where gradients are wanted, and here none are
+  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
+  const auto [y, h_n, c_n, all_cells, nothing] = forward(call, Tape::kNone, cells);
+  return {y, h_n, c_n, all_cells};
+}
+
+ForwardResult layer_forward(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
+                            std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
+                            OptionalTensor lengths, OptionalTensor reset, std::string tape, bool cells) {
+  const Tape kind = parse_tape(tape);
+  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
+  return forward(call, kind, cells);
 }
 
 BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTensor dh_n, OptionalTensor dc_n,
@@ -189,9 +204,8 @@ BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTenso
                               std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
                               OptionalTensor lengths, OptionalTensor reset, Tensor y, Tensor cells, Tensor tape,
                               std::string tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) {
-  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   const Tape kind = parse_tape(tape_kind);
-  STD_TORCH_CHECK(kind != Tape::kNone, "tape: expected full or lean in backward, got none");
+  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   STD_TORCH_CHECK(!call.half_weights, "w_ih: expected Float in backward, got BFloat16");
   const int64_t D = call.directions, H = call.H;
   const bool has_c = cpu::has_c(call.cell), gated = cpu::gate_count(call.cell) > 1;
@@ -220,6 +234,7 @@ BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("layer", TORCH_BOX(&layer));
   m.impl("layer_forward", TORCH_BOX(&layer_forward));
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
 }

@@ -1,7 +1,9 @@
-"""Differentiation of a layer: the operators of :mod:`fastrnn._ops` as torch.autograd functions, to any order.
+"""Differentiation of the operators of :mod:`fastrnn._ops`, to any order, by whatever route torch reaches them.
 
-First-order gradients come from the engine's own backward. Double backward differentiates a formula made of torch
-operations, derived from :func:`fastrnn.reference.layer` by ``torch.func.vjp``: correct before fast.
+Each operator has its rule, a torch.autograd function that the dispatcher calls, so that a compiled, exported, traced or
+transformed program has the gradients that an ordinary one has. First-order gradients come from the engine's own
+backward. What goes beyond them, double backward and forward mode, differentiates a formula made of torch operations,
+:func:`fastrnn.reference.layer`: correct before fast.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,14 +11,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from fastrnn import _ops, reference
+from fastrnn._dynamo import untraced
 from fastrnn.reference import CELLS
+
+Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, reset
+OUTPUTS = 4  # y, h_n, c_n, cells
 
 
 class Layout(NamedTuple):
-    """What describes a layer's call beside its differentiable tensors."""
+    """What describes a layer's call beside its tensors."""
 
     cell: str
     bidirectional: bool
@@ -33,136 +43,216 @@ def layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _ops.Outputs:
     """``y, h_n, c_n, cells`` of one layer on the fast engine, differentiable where anything requires it.
 
     What the cell does not have, or was not asked for, is an empty tensor (see :mod:`fastrnn._ops`).
     """
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    if transformed:
-        outputs = _TransformedLayer.apply(layout, batch_sizes, lengths, reset, x, h0, c0, *weights)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
-        outputs = _Layer.apply(layout, batch_sizes, lengths, reset, x, h0, c0, *weights)
-    else:
-        outputs = _forward(layout._replace(tape="none"), batch_sizes, lengths, reset, x, h0, c0, *weights)
-    return outputs[:4]  # type: ignore[no-any-return]
+    args = (layout.cell, x, h0, c0, list(weights), layout.bidirectional, batch_sizes, lengths, reset, *layout[2:])
+    if not ordinary():
+        return _ops.layer(*args)  # type: ignore[no-any-return]
+    if _wants_gradients(x, h0, c0, *weights):
+        sizes = (batch_sizes, lengths, reset)
+        return _LayerForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
+    return _engine(_ops.layer, *args)  # type: ignore[no-any-return]
 
 
-def _forward(
-    layout: Layout,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+def ordinary() -> bool:
+    """Whether no compiler, transform or mode is to see the operators, so that a rule can be followed at once.
+
+    The dispatcher takes as long to call a rule as a short sequence takes to compute.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or _len_torch_dispatch_stack_pre_dispatch()
+        or torch._C._is_torch_function_mode_enabled()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _engine(op: Callable[..., Any], *args: Any) -> Any:
+    """An operator past its rule."""
+    if not torch._C._are_functorch_transforms_active():
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    # The transforms around this one follow the rule in their turn; inside a rule torch turns differentiation off.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _follow(rule: type[_SingleLevelFunction], *args: Any) -> Any:
+    """A rule where the dispatcher calls it, once for every transform of ``torch.func``."""
+    if not torch._C._are_functorch_transforms_active():
+        return rule.apply(*args)  # type: ignore[attr-defined]
+    with enable_single_level_autograd_function():
+        return rule.apply(*args)  # type: ignore[attr-defined]
+
+
+# ---- The rules ----
+
+
+def _constants(layout: Layout, y: Tensor, h_n: Tensor, c_n: Tensor, cells: Tensor) -> list[Tensor]:
+    """The outputs that the cell does not have, or nobody asked for."""
+    if CELLS[layout.cell].has_c:
+        return [] if layout.cells else [cells]
+    return [c_n, cells]
+
+
+class _Layer(_SingleLevelFunction):
+    """``fastrnn::layer`` where no gradients are wanted, but tangents may be."""
+
+    @staticmethod
+    @untraced
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.Outputs:
+        x, h0, c0, *weights = tensors
+        outputs = _engine(_ops.layer, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:])
+        ctx.layout = layout
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*_constants(layout, *outputs))
+        ctx.save_for_forward(*sizes, *tensors)
+        return outputs  # type: ignore[no-any-return]
+
+    @staticmethod
+    @untraced
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        return _push_outputs(ctx.layout, ctx.saved_tensors, tangents[2:])
+
+
+class _LayerForward(_SingleLevelFunction):
+    """``fastrnn::layer_forward``."""
+
+    @staticmethod
+    @untraced
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:
+        x, h0, c0, *weights = tensors
+        outputs = _engine(
+            _ops.layer_forward, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:]
+        )
+        y, _, _, cells, tape = outputs
+        ctx.layout = layout
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(tape, *_constants(layout, *outputs[:OUTPUTS]))
+        # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
+        kept = cells if layout.tape == "full" else cells.new_empty(0)
+        ctx.save_for_backward(*sizes, x, h0, c0, y, kept, tape, *weights)
+        ctx.save_for_forward(*sizes, *tensors)
+        return outputs  # type: ignore[no-any-return]
+
+    @staticmethod
+    @untraced
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        return (*_push_outputs(ctx.layout, ctx.saved_tensors, tangents[2:]), None)
+
+    @staticmethod
+    @untraced
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        # A compiler gives zeros for outputs without a gradient, the empty ones too: those are none.
+        arriving = tuple(None if g is None or g.shape == (0,) else g for g in grads[:OUTPUTS])
+        given = [g for g in arriving if g is not None]
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
+        needs, layout = ctx.needs_input_grad[2:], ctx.layout
+        batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
+        sizes = (batch_sizes, lengths, reset)
+        if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
+            # torch.autograd.grad(…, is_grads_batched=True), whose gradients only torch's own operators take
+            found = _pull(_outputs(layout, sizes), (x, h0, c0, *weights), arriving)
+        else:
+            args = (
+                *(layout.cell, *arriving, x, h0, c0, weights, layout.bidirectional, *sizes),
+                *(y, cells, tape, layout.tape, *needs[:3], any(needs[3:])),
+            )
+            simple = not torch.is_grad_enabled() and ordinary()
+            dx, dh0, dc0, dweights = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
+            found = (dx, dh0, dc0, *dweights)
+        return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+
+
+class _LayerBackward(_SingleLevelFunction):
+    """``fastrnn::layer_backward``: of ``dy, dh_n, dc_n, dcells, x, h0, c0, *weights``.
+
+    y, the cells and the tape depend on those, which the formula has counted: they have no derivative of their own.
+    """
+
+    @staticmethod
+    @untraced
+    def forward(
+        ctx: Any, layout: Layout, sizes: Sizes, saved: tuple[Tensor, ...], wanted: tuple[bool, ...], *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        *layers, weights = (*tensors[:7], list(tensors[7:]))
+        dx, dh0, dc0, dweights = _engine(
+            *(_ops.layer_backward, layout.cell, *layers, weights, layout.bidirectional, *sizes, *saved),
+            *(layout.tape, *wanted),
+        )
+        outputs = (dx, dh0, dc0, *dweights)
+        ctx.layout, ctx.there = layout, [g.shape != (0,) for g in outputs]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(g for g, there in zip(outputs, ctx.there, strict=True) if not there))
+        ctx.save_for_backward(*sizes, *tensors)
+        ctx.save_for_forward(*sizes, *tensors)
+        return outputs
+
+    @staticmethod
+    @untraced
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        pushed = _push(_gradients(ctx.layout, saved[:3]), saved[3:], tangents[4:])
+        return tuple(t if there else None for t, there in zip(pushed, ctx.there, strict=True))
+
+    @staticmethod
+    @untraced
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        given = [None if g is None or g.shape == (0,) else g for g in grads]
+        return (None,) * 4 + _pull(_gradients(ctx.layout, saved[:3]), saved[3:], given)
+
+
+@untraced
+def _layer_rule(
+    cell: str,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    *weights: Tensor,
+    weights: list[Tensor],
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    tape: str,
+    cells: bool,
 ) -> _ops.Outputs:
-    cell, bidirectional, tape, cells = layout
-    weights_ = list(weights)
-    return _ops.layer_forward(  # type: ignore[no-any-return]
-        cell, x, h0, c0, weights_, bidirectional, batch_sizes, lengths, reset, tape, cells
-    )
+    rule = _LayerForward if _wants_gradients(x, h0, c0, *weights) else _Layer
+    layout, sizes = Layout(cell, bidirectional, tape, cells), (batch_sizes, lengths, reset)
+    return _follow(rule, layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[no-any-return]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    layout, batch_sizes, lengths, reset, x, h0, c0, *weights = inputs
-    y, _, c_n, cells, tape = output
-    ctx.layout = layout
-    ctx.set_materialize_grads(False)
-    spec = CELLS[layout.cell]
-    constants = [tape] if spec.has_c else [tape, c_n]
-    if not (spec.has_c and layout.cells):
-        constants.append(cells)
-    ctx.mark_non_differentiable(*constants)
-    # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
-    kept = cells if layout.tape == "full" else cells.new_empty(0)
-    ctx.save_for_backward(batch_sizes, lengths, reset, x, h0, c0, y, kept, tape, *weights)
-
-
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    # A compiler gives zeros for outputs without a gradient, the empty ones too: those are none.
-    dy, dh_n, dc_n, dcells, _ = (None if g is None or g.shape == (0,) else g for g in grads)
-    batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
-    if all(g is None for g in (dy, dh_n, dc_n, dcells)):
-        return (None,) * len(ctx.needs_input_grad)
-    needs = ctx.needs_input_grad[4:]
-    given = [g for g in (dy, dh_n, dc_n, dcells) if g is not None]
-    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
-        found = _by_operations(
-            ctx.layout, needs, (dy, dh_n, dc_n, dcells), (x, h0, c0, *weights), batch_sizes, lengths, reset
-        )
-        return (None,) * 4 + found
-    wanted = (*needs[:3], any(needs[3:]))
-    args = (
-        (ctx.layout, wanted, batch_sizes, lengths, reset, dy, dh_n, dc_n, dcells),
-        (x, h0, c0, y, cells, tape, *weights),
-    )
-    # Grad mode is on in a backward pass only where a higher derivative may be asked for.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        dx, dh0, dc0, *dweights = _LayerBackward.apply(*args[0], *args[1])
-    else:
-        dx, dh0, dc0, *dweights = _layer_backward(*args[0], *args[1])
-    found = (dx, dh0, dc0, *dweights)
-    return (None,) * 4 + tuple(g if need else None for g, need in zip(found, needs, strict=True))
-
-
-def _by_operations(
-    layout: Layout,
-    needs: Sequence[bool],
-    grads: Sequence[Tensor | None],
-    inputs: Sequence[Any],
+@untraced
+def _layer_forward_rule(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    bidirectional: bool,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """For ``torch.autograd.grad(…, is_grads_batched=True)``, whose batched gradients only torch's operators take."""
-    higher = torch.is_grad_enabled()
-    x, h0, c0, *weights = inputs
-    with torch.enable_grad():
-        outputs = reference.layer(
-            *(layout.cell, x, h0, c0, weights, layout.bidirectional),
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            reset=reset,
-        )
-        used = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [o for o, _ in used], wanted, [g for _, g in used], create_graph=higher, allow_unused=True
-            )
-        )
-    return tuple(next(found) if need else None for need in needs)
+    tape: str,
+    cells: bool,
+) -> _ops.TapedOutputs:
+    layout, sizes = Layout(cell, bidirectional, tape, cells), (batch_sizes, lengths, reset)
+    return _follow(_LayerForward, layout, sizes, x, h0, c0, *weights)  # type: ignore[no-any-return]
 
 
-class _Layer(Function):
-    """The usual route: 15 us a call cheaper than the style that ``torch.func`` needs."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> _ops.Outputs:
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        return outputs
-
-    backward = staticmethod(_backward)
-
-
-class _TransformedLayer(Function):
-    """The same under ``torch.func`` transforms."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_save)
-    backward = staticmethod(_backward)
-
-
-def _layer_backward(
-    layout: Layout,
-    wanted: tuple[bool, bool, bool, bool],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+@untraced
+def _layer_backward_rule(
+    cell: str,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
@@ -170,79 +260,110 @@ def _layer_backward(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    y: Tensor,
-    cells: Tensor,
-    tape: Tensor,
-    *weights: Tensor,
-) -> tuple[Tensor, ...]:
-    cell, bidirectional, tape_kind, _ = layout
-    dx, dh0, dc0, dweights = _ops.layer_backward(
-        *(cell, dy, dh_n, dc_n, dcells, x, h0, c0, list(weights), bidirectional, batch_sizes, lengths, reset),
-        *(y, cells, tape, tape_kind, *wanted),
-    )
-    return (dx, dh0, dc0, *dweights)
-
-
-class _LayerBackward(Function):
-    """The engine's backward, itself differentiable."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(_layer_backward)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        layout, wanted, batch_sizes, lengths, reset, *grads = inputs[:9]
-        x, h0, c0, _, _, _, *weights = inputs[9:]
-        ctx.layout, ctx.wanted, ctx.present = layout, wanted, [g is not None for g in grads]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(g for g in outputs if g.shape == (0,)))
-        ctx.save_for_backward(batch_sizes, lengths, reset, *grads, x, h0, c0, *weights)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        batch_sizes, lengths, reset, *primals = ctx.saved_tensors
-        formula = _first_order(ctx.layout, batch_sizes, lengths, reset, primals)
-        there = [i for i, p in enumerate(primals) if p is not None]
-        gradients, vjp, *_ = torch.func.vjp(formula, *(primals[i] for i in there))
-        # `gradients` stand for the primals behind the four output gradients, in order, where those are there.
-        targets = [i for i in there if i >= 4]
-        cotangents = []
-        for i, g in zip(targets, gradients, strict=True):
-            given = grads[i - 4]
-            cotangents.append(torch.zeros_like(g) if given is None or given.shape == (0,) else given)
-        found: list[Tensor | None] = [None] * len(primals)
-        for i, g in zip(there, vjp(tuple(cotangents)), strict=True):
-            found[i] = g
-        # y, cells and the tape depend on the primals, and the formula has counted that: no gradient of their own.
-        return (None,) * 5 + (*found[:7], None, None, None, *found[7:])
-
-
-def _first_order(
-    layout: Layout,
+    weights: list[Tensor],
+    bidirectional: bool,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-    primals: Sequence[Tensor | None],
-) -> Callable[..., tuple[Tensor, ...]]:
-    """The gradients of a layer as a function of ``dy, dh_n, dc_n, dcells, x, h0, c0, *weights`` (those not None)."""
-    names = [i for i, p in enumerate(primals) if p is not None]
+    y: Tensor,
+    cells: Tensor,
+    tape: Tensor,
+    tape_kind: str,
+    *wanted: bool,
+) -> _ops.Gradients:
+    layout, sizes = Layout(cell, bidirectional, tape_kind, False), (batch_sizes, lengths, reset)
+    tensors = (dy, dh_n, dc_n, dcells, x, h0, c0, *weights)
+    dx, dh0, dc0, *dweights = _follow(_LayerBackward, layout, sizes, (y, cells, tape), wanted, *tensors)
+    return dx, dh0, dc0, dweights
 
-    def gradients(*present: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(names, present, strict=True))
-        cotangents = [given[i] for i in range(4) if i in given]
 
-        def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-            at = dict(zip([i for i in names if i >= 4], inputs, strict=True))
-            weights = [at[i] for i in range(7, len(primals))]
-            results = reference.layer(
-                *(layout.cell, at[4], at.get(5), at.get(6), weights, layout.bidirectional),
-                batch_sizes=batch_sizes,
-                lengths=lengths,
-                reset=reset,
-            )
-            return tuple(r for i, r in enumerate(results) if i in given and r is not None)
+_LIBRARY = torch.library.Library("fastrnn", "FRAGMENT")
+_LIBRARY.impl("layer", _layer_rule, "Autograd")
+_LIBRARY.impl("layer_forward", _layer_forward_rule, "Autograd")
+_LIBRARY.impl("layer_backward", _layer_backward_rule, "Autograd")
 
-        _, vjp, *_ = torch.func.vjp(outputs, *(given[i] for i in names if i >= 4))
-        return tuple(vjp(tuple(cotangents)))
+
+# ---- The formulas, and their derivatives ----
+
+Formula = Callable[..., tuple[Tensor | None, ...]]
+
+
+def _outputs(layout: Layout, sizes: Sequence[Tensor | None]) -> Formula:
+    """``y, h_n, c_n, cells`` as a function of ``x, h0, c0, *weights``."""
+    batch_sizes, lengths, reset = sizes
+
+    def outputs(x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        return reference.layer(
+            *(layout.cell, x, h0, c0, weights, layout.bidirectional),
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+        )
+
+    return outputs
+
+
+def _gradients(layout: Layout, sizes: Sequence[Tensor | None]) -> Formula:
+    """``dx, dh0, dc0, *dweights`` as a function of ``dy, dh_n, dc_n, dcells, x, h0, c0, *weights``."""
+
+    def gradients(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _pull(_outputs(layout, sizes), tensors[OUTPUTS:], tensors[:OUTPUTS])
 
     return gradients
+
+
+def _push_outputs(
+    layout: Layout, saved: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    pushed = _push(_outputs(layout, saved[:3]), saved[3:], tangents)
+    return (*pushed[:3], pushed[3] if layout.cells else None)
+
+
+def _tracked(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same tensors as inputs of a graph; graphs that they are in already go on behind it."""
+
+    def track(t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        with enable_inplace_requires_grad(True):
+            return t + t.new_zeros(()).requires_grad_()
+
+    return [track(t) for t in tensors]
+
+
+def _pull(
+    formula: Formula, tensors: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``tensors`` when ``cotangents`` arrive at the formula's results: reverse mode."""
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = _tracked(tensors)
+        pairs = [(r, c) for r, c in zip(formula(*inputs), cotangents, strict=True) if r is not None and c is not None]
+        if not pairs:
+            return (None,) * len(tensors)
+        there = [t for t in inputs if t is not None]
+        found = iter(_grad([r for r, _ in pairs], there, [c for _, c in pairs], higher))
+    return tuple(None if t is None else next(found) for t in inputs)
+
+
+def _push(
+    formula: Formula, tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The tangents of the formula's results: forward mode, as the gradient of the gradients, which are linear."""
+    higher = torch._C._are_functorch_transforms_active() or _wants_gradients(*tensors, *tangents)
+    with torch.enable_grad():
+        inputs = _tracked(tensors)
+        results = formula(*inputs)
+        there = [r for r in results if r is not None]
+        cotangents = [t for t in _tracked([torch.zeros_like(r) for r in there]) if t is not None]
+        moved = [(t, v) for t, v in zip(inputs, tangents, strict=True) if t is not None and v is not None]
+        gradients = _grad(there, [t for t, _ in moved], cotangents, True)
+        pairs = [(g, v) for g, (_, v) in zip(gradients, moved, strict=True) if g is not None]
+        found = iter(_grad([g for g, _ in pairs], cotangents, [v for _, v in pairs], higher))
+    return tuple(None if r is None else next(found) for r in results)
+
+
+def _grad(
+    results: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(results, inputs, cotangents, create_graph=create_graph, allow_unused=True)

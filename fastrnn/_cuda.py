@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrnn._dynamo import constant
-from fastrnn._ops import Gradients, Outputs
+from fastrnn._ops import Gradients, Outputs, TapedOutputs
 from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed
 
@@ -50,6 +50,12 @@ def _plan(
     return plan_kernels(work, facts_of(x.device))
 
 
+def layer(*args: Any) -> Outputs:
+    """``fastrnn::layer``."""
+    *given, _, cells = args
+    return layer_forward(*given, "none", cells)[:4]  # type: ignore[call-arg]
+
+
 def layer_forward(
     cell: str,
     x: Tensor,
@@ -62,13 +68,13 @@ def layer_forward(
     reset: Tensor | None,
     tape: str,
     cells: bool,
-) -> Outputs:
-    """``fastrnn::layer_forward``."""
+) -> TapedOutputs:
+    """``fastrnn::layer_forward``, and without a tape where ``tape`` is ``"none"``."""
     with torch.cuda.device(x.device):
         plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, tape != "none")
-        from fastrnn.kernels import layer
+        from fastrnn.kernels.layer import forward
 
-        return layer.forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset, tape, cells)
+        return forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset, tape, cells)
 
 
 def layer_backward(
@@ -89,11 +95,12 @@ def layer_backward(
     """``fastrnn::layer_backward``."""
     with torch.cuda.device(x.device):
         plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, trains=True)
-        from fastrnn.kernels import layer
+        from fastrnn.kernels.layer import backward
 
         layers = (x, h0, c0, weights, bidirectional, batch_sizes, lengths)
-        return layer.backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)
+        return backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)
 
 
+torch.library.impl("fastrnn::layer", "cuda", layer)
 torch.library.impl("fastrnn::layer_forward", "cuda", layer_forward)
 torch.library.impl("fastrnn::layer_backward", "cuda", layer_backward)

@@ -16,6 +16,11 @@ from typing import Any, TypeVar
 
 from torch.nn import Module
 
+try:
+    from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+except ImportError:  # a torch that has another way
+    set_code_exec_strategy = None  # type: ignore[assignment]
+
 Function = TypeVar("Function", bound=Callable[..., object])
 BUILDER = "torch._dynamo.variables.builder"
 
@@ -26,6 +31,17 @@ def constant(function: Function) -> Function:
     It is what :func:`torch.compiler.assume_constant_result` does, which would import Dynamo.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def untraced(function: Function) -> Function:
+    """Have Dynamo run a function, which C++ calls, and all that it calls as they are.
+
+    It would take them for a program of the user's otherwise, wherever it broke a graph before.
+    """
+    if set_code_exec_strategy is not None:
+        strategy = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+        set_code_exec_strategy(function.__code__, strategy)
     return function
 
 

@@ -1,14 +1,15 @@
-"""The two operators of a layer, registered in one place: schemas, shapes without data, and rules for vmap.
+"""The operators of a layer, registered in one place: schemas, shapes without data, and rules for vmap.
 
-``fastrnn::layer_forward`` and ``fastrnn::layer_backward`` take a layer whole (x, all weights, both directions), so that
-an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) implements them for CPU,
-:mod:`fastrnn._cuda` for CUDA. They are private: called raw they are not differentiable;
-:mod:`fastrnn._autograd` wraps them.
+``fastrnn::layer`` is a layer, and what a compiler or an exporter records. ``fastrnn::layer_forward`` also returns the
+tape, which ``fastrnn::layer_backward`` makes gradients of. Each takes a layer whole (x, all weights, both directions),
+so that an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) implements them
+for CPU, :mod:`fastrnn._cuda` for CUDA; :mod:`fastrnn._autograd` has the rules by which each is differentiated.
 
-Arguments, the same in both (shapes as in :func:`fastrnn.reference.layer`):
+Arguments, the same in all (shapes as in :func:`fastrnn.reference.layer`):
     ``batch_sizes`` belongs to packed ``x (N, I)``, ``lengths`` to padded ``x (T, B, I)``; at most one is given.
-    ``tape`` says what forward keeps for backward: ``"none"``; ``"full"``, the gates of every step (and ``cells``);
-    ``"lean"``, the cell state before every :data:`LEAN_CHUNK` steps of processing order, nothing more.
+    ``tape`` says what is kept for backward: ``"full"``, the gates of every step (and ``cells``); ``"lean"``, the cell
+    state before every :data:`LEAN_CHUNK` steps of processing order, nothing more. ``fastrnn::layer`` keeps it only
+    where gradients are wanted.
     ``cells`` asks for the cell states of all steps as an output.
 
 Results: ``y (…, D*H)``, ``h_n (D, B, H)``, ``c_n (D, B, H)``, ``cells (…, D*H)`` and the tape, ``(D, N, W*H)`` when
@@ -33,6 +34,10 @@ _LAYER = (
     "Tensor? batch_sizes, Tensor? lengths, Tensor? reset"
 )
 torch.library.define(
+    "fastrnn::layer",
+    f"(str cell, {_LAYER}, str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)",
+)
+torch.library.define(
     "fastrnn::layer_forward",
     f"(str cell, {_LAYER}, str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor tape)",
 )
@@ -43,9 +48,11 @@ torch.library.define(
     "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
 )
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+TapedOutputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
+layer = torch.ops.fastrnn.layer.default
 layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 
@@ -60,8 +67,13 @@ def cpu_isas() -> list[str]:
     return _C.cpu_isas()
 
 
+@torch.library.register_fake("fastrnn::layer")
+def _(*args: Any) -> Outputs:
+    return _without_data(*args[:-2], "none", args[-1])[:4]  # type: ignore[no-any-return]
+
+
 @torch.library.register_fake("fastrnn::layer_forward")
-def _(
+def _without_data(
     cell: str,
     x: Tensor,
     h0: Tensor | None,
@@ -73,7 +85,7 @@ def _(
     reset: Tensor | None,
     tape: str,
     cells: bool,
-) -> Outputs:
+) -> TapedOutputs:
     spec, directions, hidden = CELLS[cell], 2 if bidirectional else 1, weights[1].shape[1]
     rows = x.shape[:-1]
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -158,9 +170,10 @@ def _fold(t: Tensor | None, mapped: int | None, size: int, dim: int) -> Tensor |
 
 
 def _unfold(t: Tensor, size: int, dim: int) -> tuple[Tensor, int | None]:
+    """Have it leave the batch, to come first: for each index, a result without gaps, as it is without vmap."""
     if t.shape == (0,):
         return t, None
-    return t.unflatten(dim, (t.shape[dim] // size, size)), dim + 1
+    return t.unflatten(dim, (t.shape[dim] // size, size)).movedim(dim + 1, 0).contiguous(), 0
 
 
 def _is_mapped(in_dim: Any) -> bool:
@@ -185,20 +198,29 @@ def _one_by_one(op: Callable[..., Any], size: int, in_dims: Sequence[Any], args:
     return tuple(stacked), tuple([0] * len(s) if isinstance(s, list) else 0 for s in stacked)
 
 
+@torch.library.register_vmap("fastrnn::layer")
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _mapped_forward(layer, info, in_dims, args)
+
+
 @torch.library.register_vmap("fastrnn::layer_forward")
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _mapped_forward(layer_forward, info, in_dims, args)
+
+
+def _mapped_forward(op: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], args: Any) -> tuple[Any, Any]:
     names = ("cell", "x", "h0", "c0", "weights", "bidirectional", "batch_sizes", "lengths", "reset", "tape", "cells")
     arg, dim = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
     if _is_mapped(dim["weights"]) or _is_mapped(dim["batch_sizes"]):
-        return _one_by_one(layer_forward, info.batch_size, in_dims, args)
+        return _one_by_one(op, info.batch_size, in_dims, args)
     packed, size = arg["batch_sizes"] is not None, info.batch_size
     for name in ("x", "h0", "c0", "lengths", "reset"):
         arg[name] = _fold(arg[name], dim[name], size, _batch_dim(name, packed))
     if packed:
         arg["batch_sizes"] = arg["batch_sizes"] * size
-    outputs = layer_forward(*arg.values())
+    outputs = op(*arg.values())
     kinds = ("y", "h_n", "c_n", "cells", f"{arg['tape']}_tape")
-    unfolded = [_unfold(t, size, _batch_dim(k, packed)) for k, t in zip(kinds, outputs, strict=True)]
+    unfolded = [_unfold(t, size, _batch_dim(k, packed)) for k, t in zip(kinds, outputs, strict=False)]
     return tuple(t for t, _ in unfolded), tuple(d for _, d in unfolded)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import _VF, Tensor
-from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
 from fastrnn import _C
+from fastrnn._autograd import ordinary
 from fastrnn.engine import SINGLE_ROWS
 
 _ANY_NUMBER = 1 << 62
@@ -22,15 +22,8 @@ _ANY_NUMBER = 1 << 62
 
 def nobody_looks_on() -> bool:
     """Whether no autocast, tracing, transform, mode or profiler would see which operators are called."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._autograd._profiler_enabled()
-        or forward_ad._current_level >= 0
-        or is_tracing()
+    return ordinary() and not (
+        torch._C._is_any_autocast_enabled() or torch._C._autograd._profiler_enabled() or is_tracing()
     )
 
 

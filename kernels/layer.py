@@ -1,4 +1,4 @@
-"""A layer on a GPU: the two operators of :mod:`fastrnn._ops` by the kernels of this package, following a plan.
+"""A layer on a GPU: the operators of :mod:`fastrnn._ops` by the kernels of this package, following a plan.
 
 The recurrence is a strategy's kernel; the products over all steps (input, dx, dW) and sums are torch's. Where memory
 asks for it both are cut in chunks of time, so that pre-activations and their gradients exist for a chunk only. Nothing
@@ -11,7 +11,7 @@ The full tape holds the gates that :mod:`fastrnn.kernels.gates` keeps, in its or
 import torch
 from torch import Tensor
 
-from fastrnn._ops import LEAN_CHUNK, Gradients, Outputs
+from fastrnn._ops import LEAN_CHUNK, Gradients, TapedOutputs
 from fastrnn.kernels import grid, grid_backward, resident, states, stepwise
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.plan import Plan
@@ -36,8 +36,11 @@ def forward(
     reset: Tensor | None,
     tape: str,
     cells: bool,
-) -> Outputs:
-    """``fastrnn::layer_forward``; arguments and results as described in :mod:`fastrnn._ops`, after the plan."""
+) -> TapedOutputs:
+    """``fastrnn::layer_forward``; arguments and results as described in :mod:`fastrnn._ops`, after the plan.
+
+    Where ``tape`` is ``"none"``, it is ``fastrnn::layer``, with a tape that is empty.
+    """
     if tape not in ("none", "full", "lean"):
         raise RuntimeError(f"tape: expected none, full or lean, got {tape}")
     call = Call.of(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset)

@@ -148,7 +148,7 @@ def test_export(name: str) -> None:
     net = Net(name, num_layers=2, bidirectional=True)
     shapes = {"x": {0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")}}
     program = torch.export.export(net.eval(), (torch.randn(T, B, I),), dynamic_shapes=shapes)
-    assert sum(node.target is torch.ops.fastrnn.layer_forward.default for node in program.graph.nodes) == 2
+    assert sum(node.target is torch.ops.fastrnn.layer.default for node in program.graph.nodes) == 2
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)

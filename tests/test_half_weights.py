@@ -230,7 +230,7 @@ def test_other_mixes_are_errors() -> None:
         with pytest.raises((ValueError, RuntimeError), match=r"does not match weight dtype|Expected every parameter"):
             functional.gru(x, None, params)
         with pytest.raises(RuntimeError, match=r"expected (Float|BFloat16), got"):
-            _ops.layer_forward("gru", x, None, None, params, *[False, *[None] * 3], "none", False)
+            _ops.layer_forward("gru", x, None, None, params, *[False, *[None] * 3], "full", False)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -36,12 +36,13 @@ def backward_args(p: Problem, tape: str, need: bool = True) -> tuple:
     return p.cell, *given, *layer, y, cells, kept, tape, need, need, need, need
 
 
-@pytest.mark.parametrize("tape", ["none", "full", "lean"])
+@pytest.mark.parametrize("op", [_ops.layer, _ops.layer_forward], ids=str)
+@pytest.mark.parametrize("tape", ["full", "lean"])
 @pytest.mark.parametrize("kind", KINDS)
 @ALL
-def test_forward_is_a_proper_operator(cell: str, kind: str, tape: str) -> None:
-    """Schema, shapes without data, the same in a compiled graph of any sizes."""
-    torch.library.opcheck(_ops.layer_forward, forward_args(draw(cell, **KINDS[kind]), tape))
+def test_forward_is_a_proper_operator(cell: str, kind: str, tape: str, op: Callable[..., object]) -> None:
+    """Schema, rule of differentiation, shapes without data, the same in a compiled graph of any sizes."""
+    torch.library.opcheck(op, forward_args(draw(cell, **KINDS[kind]), tape))
 
 
 @pytest.mark.parametrize("need", [True, False], ids=["all", "none"])
@@ -52,7 +53,7 @@ def test_backward_is_a_proper_operator(cell: str, kind: str, tape: str, need: bo
     torch.library.opcheck(_ops.layer_backward, backward_args(draw(cell, **KINDS[kind]), tape, need))
 
 
-@pytest.mark.parametrize("tape", ["none", "full", "lean"])
+@pytest.mark.parametrize("tape", ["full", "lean"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("state", [True, False], ids=["", "no state"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,10 +63,11 @@ def test_without_data(cell: str, dtype: torch.dtype, state: bool, layout: str, t
     problem = draw(cell, 130, bidirectional=True, layout=layout, state=state, reset=True, cells=True, dtype=dtype)
     meta = problem.put({name: t.to("meta") for name, t in problem.tensors().items()})
     for op, args in (
-        (_ops.layer_forward, lambda p: forward_args(p, tape)),
-        *([(_ops.layer_backward, lambda p: backward_args(p, tape))] if tape != "none" else []),
+        (_ops.layer, forward_args),
+        (_ops.layer_forward, forward_args),
+        (_ops.layer_backward, backward_args),
     ):
-        results = [torch.utils._pytree.tree_leaves(op(*args(p))) for p in (problem, meta)]
+        results = [torch.utils._pytree.tree_leaves(op(*args(p, tape))) for p in (problem, meta)]
         for real, fake in zip(*results, strict=True):
             assert fake.is_meta
             assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())

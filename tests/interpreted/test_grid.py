@@ -15,8 +15,8 @@ import triton.language as tl
 from accuracy import assert_accurate, assert_alike, assert_same
 from layers import Problem, draw, fast, readable, run, yardstick
 from rig.interpreter import Deadlock, schedule
+from rig.operators import computed_by
 
-from fastrnn import _ops
 from fastrnn.kernels import barrier, exchange, grid, grid_backward, layer
 from fastrnn.kernels.plan import Plan
 from fastrnn.reference import CELLS
@@ -31,8 +31,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
     def use(plan: Plan) -> None:
-        monkeypatch.setattr(_ops, "layer_forward", partial(layer.forward, plan))
-        monkeypatch.setattr(_ops, "layer_backward", partial(layer.backward, plan))
+        computed_by(monkeypatch, partial(layer.forward, plan), partial(layer.backward, plan))
 
     use(WHOLE)
     return use
@@ -298,7 +297,7 @@ def test_what_a_gpu_reports_late_is_raised_in_the_next_call() -> None:
 def test_errors_of_a_first_call_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(barrier, "_errors", {})
     with torch.inference_mode():
-        fast("none")(draw("rnn_tanh", 2, 3, 2, 20))
+        fast()(draw("rnn_tanh", 2, 3, 2, 20))
     barrier._errors_of(CPU).word("grid_forward").fill_(1)
     with pytest.raises(RuntimeError, match="grid_forward at step 0"):
         barrier.check(CPU)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from accuracy import assert_accurate, assert_same
 from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run, yardstick
+from rig.operators import computed_by
 
-from fastrnn import _cuda, _ops
+from fastrnn import _cuda
 from fastrnn.kernels import call, layer, tables
 from fastrnn.kernels.model import UNMEASURED
 from fastrnn.kernels.plan import DeviceFacts, Plan
@@ -38,8 +39,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Have the operators computed by the kernels that are named."""
 
     def use(kernels: str) -> None:
-        monkeypatch.setattr(_ops, "layer_forward", partial(layer.forward, PLANS[kernels]))
-        monkeypatch.setattr(_ops, "layer_backward", partial(layer.backward, PLANS[kernels]))
+        computed_by(monkeypatch, partial(layer.forward, PLANS[kernels]), partial(layer.backward, PLANS[kernels]))
 
     return use
 
@@ -157,7 +157,7 @@ def test_without_a_tape(use: Use, cell: str, layout: str) -> None:
     for kernels in ("resident", "grid", "stepwise", "products by torch"):
         use(kernels)
         with torch.no_grad():
-            found = dict(zip(PARTS, fast("none")(problem), strict=True))
+            found = dict(zip(PARTS, fast()(problem), strict=True))
         kept = dict(zip(PARTS, fast("full")(problem), strict=True))
         assert_same(found, {name: t.detach() for name, t in kept.items()})
 
@@ -252,7 +252,7 @@ def test_outputs_are_shaped_as_the_operators_say(use: Use) -> None:
     """As the C++ engine's, whatever is kept."""
     use("resident")
     for cell in ("lstm", "gru"):
-        for tape in ("none", *TAPES):
+        for tape in TAPES:
             p = draw(cell, 66, 3, layout="packed", bidirectional=True, dtype=torch.bfloat16)
             args = (cell, p.x, p.h0, p.c0, p.weights, True, p.batch_sizes, None, None, tape, False)
             ours, cpus = layer.forward(PLANS["resident"], *args), torch.ops.fastrnn.layer_forward(*args)
@@ -314,6 +314,5 @@ def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, mon
         _cuda, "tf32_allowed", lambda dtype: False
     )  # torch's layer on the CPU, to compare with, has none
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(_ops, "layer_forward", _cuda.layer_forward)
-    monkeypatch.setattr(_ops, "layer_backward", _cuda.layer_backward)
+    computed_by(monkeypatch, _cuda.layer_forward, _cuda.layer_backward)
     check(draw("gru", steps, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])

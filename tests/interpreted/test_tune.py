@@ -6,9 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from rig.interpreter import schedule
+from rig.operators import computed_by
 from torch import Tensor, nn
 
-from fastrnn import _autograd, _contest, _cuda, _ops
+from fastrnn import _autograd, _contest, _cuda
 from fastrnn._contest import contest
 from fastrnn.kernels import plan
 from fastrnn.kernels.measured import Work
@@ -43,8 +44,7 @@ def one_of_each(work: Work, facts: DeviceFacts) -> Iterator[Plan]:
 def test_each_strategy_is_a_way_to_compute_it(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(_ops, "layer_forward", _cuda.layer_forward)
-    monkeypatch.setattr(_ops, "layer_backward", _cuda.layer_backward)
+    computed_by(monkeypatch, _cuda.layer_forward, _cuda.layer_backward)
     monkeypatch.setattr(_contest, "LAYERS", {"gru": Layer})
     monkeypatch.setattr(_contest, "candidates", one_of_each)
     monkeypatch.setattr(_contest, "TRIALS", 1)
