@@ -1,6 +1,8 @@
 """The rule by which every test judges numbers: :mod:`fastrnn._accuracy`, for tensors by name."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn._accuracy import allowed, error
 
 Named = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 def assert_accurate(ours: Named, torchs: Named, truth: Named) -> None:
@@ -90,3 +93,42 @@ def in_float64(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(map(in_float64, value))
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def rounded(value: object, dtype: torch.dtype) -> object:
+    """Inputs, however nested, in float64, of the numbers that ``dtype`` has."""
+    if isinstance(value, PackedSequence):
+        return value._replace(data=value.data.to(dtype).double())
+    if isinstance(value, tuple):
+        return tuple(rounded(v, dtype) for v in value)
+    return value.to(dtype).double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def if_torch_can(call: Callable[[], T]) -> T | None:
+    """What torch computes, or None where it has no kernel for it on this CPU.
+
+    Under autocast, dense LSTMs go to oneDNN, which has those of 16 bits only for CPUs with instructions for them.
+    fastrnn computes all of that on every CPU; without torch's result, :func:`dtypes_own` is the yardstick.
+    """
+    try:
+        return call()
+    except RuntimeError as error:
+        if "could not create a primitive" not in str(error):
+            raise
+        return None
+
+
+def dtypes_own(module: nn.Module, dtype: torch.dtype, *inputs: object) -> list[Tensor]:
+    """What ``dtype`` makes of a layer: the yardstick where torch has none, the same one on every machine.
+
+    Whoever computes in a dtype of few bits rounds what the layer reads (weights, input, state) and what it writes, once
+    each; between that, sums and gates are of float32, whose roundings are nothing beside these. So this is the layer in
+    float64, of rounded numbers, its results rounded. It does not round the state from step to step, as some do (oneDNN,
+    AMX): a rounding a step of what is multiplied by recurrent weights that are as far off themselves. That is at most
+    as much again, for which the rule has its factor of two.
+    """
+    exact = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(parameter.to(dtype))
+    return [t.to(dtype) for t in flatten(exact(*(rounded(value, dtype) for value in inputs)))]

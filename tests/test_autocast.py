@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from accuracy import flatten, in_float64
+from accuracy import dtypes_own, flatten, if_torch_can, in_float64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from twins import LAYERS, B, H, I, T, nets, pair
@@ -22,13 +22,12 @@ AUTOCAST = [
     for dtype in (torch.bfloat16, torch.float16)
     for layout in ("dense", "packed", "hx", "16-bit input", "cell", "cell hx")
     for name in LAYERS
-    if (name, dtype) != ("LSTM", torch.float16) or layout in ("packed", "cell", "cell hx")  # else torch's own fails
 ]
 
 
 @pytest.mark.parametrize(("name", "layout", "dtype"), AUTOCAST)
 def test_autocast(name: str, layout: str, dtype: torch.dtype) -> None:
-    """The dtypes are torch's, and the values are as near to the truth as torch's."""
+    """The dtypes are torch's, and the values are as near to the truth as torch's, or as the dtype's own."""
     ours, torchs = pair(name + ("Cell" if "cell" in layout else ""), I, H)
     x = torch.randn(B, I) if "cell" in layout else torch.randn(T, B, I)
     inputs: list[object] = [x.to(dtype) if layout == "16-bit input" else x]
@@ -37,7 +36,11 @@ def test_autocast(name: str, layout: str, dtype: torch.dtype) -> None:
     if "hx" in layout:
         h = torch.randn(B, H) if "cell" in layout else torch.randn(1, B, H)
         inputs.append((h, h) if name == "LSTM" else h)
-    found, expected = (outputs_under_autocast(net, dtype, *inputs) for net in (ours, torchs))
+    found = outputs_under_autocast(ours, dtype, *inputs)
+    expected = if_torch_can(lambda: outputs_under_autocast(torchs, dtype, *inputs))
+    if expected is None:
+        assert (name, layout) in [("LSTM", "dense"), ("LSTM", "hx"), ("LSTM", "16-bit input")], "else torch can"
+        expected = dtypes_own(torchs, dtype, *inputs)
     assert [t.dtype for t in found] == [t.dtype for t in expected]
     truth = flatten(copy.deepcopy(torchs).double()(*map(in_float64, inputs)))
     for a, b, true in zip(found, expected, truth, strict=True):
