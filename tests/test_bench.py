@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,34 +76,43 @@ def test_compare_uses_the_error_of_torch_as_its_yardstick() -> None:
             off(wrong, True)
 
 
+def nominal(lasts: dict[str, float], calls: list[str]) -> dict[str, Callable[[], object]]:
+    """Contestants whose calls last as long as is said, by :func:`nominal_clock`, on however busy a machine."""
+
+    def call(name: str) -> float:
+        calls.append(name)
+        return lasts[name]
+
+    return {name: partial(call, name) for name in lasts}
+
+
+def nominal_clock(call: Callable[[], object], repeat: int) -> float:
+    return sum(call() for _ in range(repeat))
+
+
 def test_contestants_take_turns() -> None:
     calls: list[str] = []
-
-    def call(name: str) -> None:
-        calls.append(name)
-        time.sleep(2 * timing.TURN)
-
-    times = timing.measure({name: partial(call, name) for name in "ab"}, seconds=0, at_least=4)
+    both = nominal(dict.fromkeys("ab", 2 * timing.TURN), calls)
+    times = timing.measure(both, seconds=0, at_least=4, clock=nominal_clock)
     assert "".join(calls) == "a" * timing.WARMUP + "b" * timing.WARMUP + "abbaabba"
-    assert all(t.turns == 4 and 2 * timing.TURN <= t.p20 <= t.median <= t.p80 for t in times.values())
+    assert all(t == timing.Times(2 * timing.TURN, 2 * timing.TURN, 2 * timing.TURN, 4) for t in times.values())
+
+
+def test_the_clock_is_the_hosts() -> None:
+    times = timing.measure({"a": partial(time.sleep, 2 * timing.TURN)}, seconds=0, at_least=4)
+    assert times["a"].turns == 4
+    assert 2 * timing.TURN <= times["a"].p20 <= times["a"].median <= times["a"].p80
 
 
 def test_threads_of_others_rest_before_a_turn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-
-    def call(name: str, long: float = 2 * timing.TURN) -> None:
-        calls.append(name)
-        end = time.perf_counter() + long
-        while time.perf_counter() < end:
-            pass
-
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: calls.append(f"({seconds:g})"))
     monkeypatch.setattr(timing, "WARMUP", 1)
-    both = {"a": partial(call, "a"), "b": partial(call, "b"), "l": partial(call, "l", timing.LEAD)}
-    timing.measure(both, seconds=0, at_least=2, apart=["b", "elsewhere"])
+    both = nominal({"a": 2 * timing.TURN, "b": 2 * timing.TURN, "l": timing.LEAD}, calls)
+    timing.measure(both, seconds=0, at_least=2, apart=["b", "elsewhere"], clock=nominal_clock)
     assert "".join(calls) == "abl" + "aa(0.01)bbl" + "l(0.01)bbaa"
     calls.clear()
-    timing.measure({"a": both["a"]}, seconds=0, at_least=2, apart=["b"])
+    timing.measure({"a": both["a"]}, seconds=0, at_least=2, apart=["b"], clock=nominal_clock)
     assert "".join(calls) == "aaa"
 
 
@@ -176,8 +185,8 @@ def test_contestants_that_are_not_there_are_named(
 
 
 def test_slow_contestants_have_fewer_turns() -> None:
-    calls = {"slow": partial(time.sleep, 30 * timing.TURN), "a": lambda: None, "b": lambda: None}
-    times = timing.measure(calls, seconds=0, at_least=40)
+    calls = nominal({"slow": 30 * timing.TURN, "a": timing.TURN / 4, "b": timing.TURN / 4}, [])
+    times = timing.measure(calls, seconds=0, at_least=40, clock=nominal_clock)
     assert times["slow"].turns == timing.SLOW_TURNS
     assert times["a"].turns == times["b"].turns == 40
 

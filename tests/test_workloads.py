@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,11 +143,15 @@ def test_the_demo_ends_with_table_picture_and_results(
     assert perplexities["torch.nn"] < row.detail["data"]["symbols"]  # it has learned something
 
 
-def test_the_demo_stops_at_its_seconds(demo: Callable[..., int], tmp_path: Path) -> None:
+def test_the_demo_stops_at_its_seconds(
+    demo: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by 10 ms whenever it is looked at, which is every update: on however busy a machine."""
+    ticks = itertools.count()
+    monkeypatch.setattr(learner, "time", SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks)))
     assert demo(length="--seconds=0.2") == 0
     (row,) = results.read(tmp_path / "out/language_model.jsonl")
-    assert row.detail["updates"] >= 1
-    assert sum(row.detail["seconds"].values()) < 5
+    assert 1 <= row.detail["updates"] < 20
 
 
 @pytest.mark.parametrize("part", ["outputs", "gradients"])
