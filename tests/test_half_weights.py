@@ -104,7 +104,7 @@ def test_weights_that_lie_anywhere(cell: str) -> None:
             assert torch.equal(fast()(half.put(laid))[0], expected)
 
 
-@pytest.mark.skipif("FASTRNN_CPU_ISA" in os.environ, reason="this is such a process, or the user's choice")
+@pytest.mark.skipif(bool(os.environ.get("FASTRNN_CPU_ISA")), reason="this is such a process, or the user's choice")
 @pytest.mark.parametrize("isa", _ops.cpu_isas()[1:])
 def test_other_instruction_sets(isa: str) -> None:
     chosen = ["-k", "kind_of_layer or sizes or anywhere", "-q", "-p", "no:cacheprovider"]

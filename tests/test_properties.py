@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import torch
 from accuracy import assert_accurate, assert_same
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastrnn.reference import CELLS
 
-THINK = settings(derandomize=True, deadline=None, max_examples=150)
+# However slow the machine, to draw a problem is not what is tested.
+THINK = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
