@@ -214,6 +214,7 @@ class Layers(Dataset):
         return run(fast(), draw(list(CELLS)[k], 20, 16, 5, 40))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than there are cores
 def test_workers_of_a_data_loader() -> None:
     torch.set_num_threads(2)
     expected = list(Layers())
