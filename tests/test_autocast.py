@@ -48,6 +48,21 @@ def test_autocast(name: str, layout: str, dtype: torch.dtype) -> None:
         assert error(a, true) <= FORWARD * error(b, true) + ROUNDINGS * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize(
+    ("dtype", "other"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_modules_of_the_other_sixteen_bits(name: str, dtype: torch.dtype, other: torch.dtype) -> None:
+    """The states that are kept are of neither dtype, but of what both promote to."""
+    ours, torchs = (net.to(dtype) for net in pair(name, I, H))
+    x = torch.randn(*([B] if "Cell" in name else [T, B]), I).to(dtype)
+    found, expected = (outputs_under_autocast(net, other, x) for net in (ours, torchs))
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    truth = flatten(copy.deepcopy(torchs).double()(x.double()))
+    for a, b, true in zip(found, expected, truth, strict=True):
+        assert error(a, true) <= FORWARD * error(b, true) + ROUNDINGS * torch.finfo(torch.bfloat16).eps
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_training_under_autocast(name: str) -> None:
     ours, torchs = nets(name, num_layers=2)
