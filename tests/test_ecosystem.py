@@ -53,7 +53,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", DDP, str(rank), *arguments], env=environment) for rank in (0, 1)
     ]
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
