@@ -135,7 +135,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     dir.dgates = pass.workspace(most_rows * pass.width * H);
     dir.h_prev = pass.workspace(most_rows * H);
     if (!x_compact) dir.x_chunk = pass.workspace(most_rows * I);
-    if (need_weights) sums.emplace_back(pass, most_rows);
+    if (need_weights) sums.emplace_back(pass, most_rows, chunks);
   }
   pass.pack(recompute, true, need_x);
 

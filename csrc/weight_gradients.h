@@ -13,19 +13,24 @@
 
 namespace fastrnn {
 
-// Chunks are added in order. Where layers of bfloat16 compute in it, so do these products; their sum is float.
+// No sum is long, for a long one rounds more than torch's, which is one over steps of those over rows. What is small or
+// narrow the engine multiplies itself: blocks of a few rows, added in double. The rest is aten's: products of blocks,
+// which for matrices of that size are sums of shorter ones, groups of them added in C, and the groups in double.
+// Where layers of bfloat16 compute in it, so do these products, of a chunk each.
 template <class C>
 class WeightGradients {
  public:
-  WeightGradients(Pass<C>& pass, int64_t most_rows)
-      : pass_(pass), gates_(cpu::gate_count(pass.call.cell)), H_(pass.call.H), I_(pass.call.I) {
-    dw_ih_ = torch::stable::new_empty(pass.call.x, Sizes{gates_ * H_, I_}, kScalar<C>);
-    dw_hh_ = torch::stable::new_empty(pass.call.x, Sizes{gates_ * H_, H_}, kScalar<C>);
+  WeightGradients(Pass<C>& pass, int64_t most_rows, int64_t chunks)
+      : pass_(pass),
+        gates_(cpu::gate_count(pass.call.cell)),
+        H_(pass.call.H),
+        ih_(weight(pass.call.I, chunks * blocks(most_rows))),
+        hh_(weight(pass.call.H, chunks * blocks(most_rows))) {
     if (pass.call.bias) db_.assign(pass.width * H_, 0.0);
-    partial_ = pass.workspace(gates_ * H_ * std::max(I_, H_));
+    if (!ih_.own || !hh_.own) partial_ = pass.workspace(gates_ * H_ * std::max(ih_.columns, H_));
     if (!pass.kernels.bf16) return;
     for (size_t i = 0; i < 3; ++i)
-      halves_[i] = workspace<uint16_t>(most_rows * (i == 0 ? pass.width * H_ : i == 1 ? H_ : I_));
+      halves_[i] = workspace<uint16_t>(most_rows * (i == 0 ? pass.width * H_ : i == 1 ? H_ : ih_.columns));
   }
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
@@ -33,23 +38,27 @@ class WeightGradients {
     if (n == 0) return;
     const Factor left = factor(dgates, n, pass_.width * H_, halves_[0]);
     const Factor h = factor(h_prev, n, H_, halves_[1]);
-    product(left.part(0, gates_ * H_), factor(x, n, I_, halves_[2]), dw_ih_, 0);
+    product(left.part(0, gates_ * H_), factor(x, n, ih_.columns, halves_[2]), ih_, 0);
     if (pass_.call.cell == cpu::Cell::kGru) {
-      product(left.part(0, 2 * H_), h, dw_hh_, 0);
-      product(left.part(3 * H_, H_), h, dw_hh_, 2 * H_);
+      product(left.part(0, 2 * H_), h, hh_, 0);
+      product(left.part(3 * H_, H_), h, hh_, 2 * H_);
     } else {
-      product(left, h, dw_hh_, 0);
+      product(left, h, hh_, 0);
     }
-    if (pass_.call.bias) add_rows(dgates, n);
-    any_ = true;
+    blocks_ += blocks(n);
+    if (pass_.call.bias) {
+      const int64_t columns = pass_.width * H_;
+      columns_in_parts(columns, n * columns,
+                       [&](int64_t c0, int64_t c1) { pass_.kernels.sum_rows(dgates, n, columns, c0, c1, db_.data()); });
+    }
   }
 
   // The gradients of w_ih, w_hh and, where there are biases, b_ih, b_hh, in storage.
   void append_to(std::vector<Tensor>& gradients) {
     const ScalarType storage = pass_.call.x.scalar_type();
-    for (Tensor* t : {&dw_ih_, &dw_hh_}) {
-      if (!any_) torch::stable::zero_(*t);
-      gradients.push_back(as(*t, storage));
+    for (const Weight& w : {ih_, hh_}) {
+      finish(w);
+      gradients.push_back(as(w.gradient, storage));
     }
     if (!pass_.call.bias) return;
     for (const bool hidden : {false, true}) {
@@ -62,11 +71,34 @@ class WeightGradients {
   }
 
  private:
-  // Rows of numbers that aten is to multiply, some of their columns.
+  static constexpr int64_t kLine = 64 / sizeof(C);        // numbers of a cache line
+  static constexpr int64_t kNarrow = 16, kSmall = 32768;  // columns, and numbers of a gradient, that are not aten's
+  static constexpr int64_t kBlock = 512, kGroup = 16;     // rows of a product of aten's, and products of a group
+
+  struct Weight {
+    int64_t columns;
+    bool own;         // multiplied by the engine, into the total, transposed
+    Tensor gradient;  // or else the last group
+    double* total;    // the groups before it; null if there is but one
+  };
+
+  Weight weight(int64_t columns, int64_t most_blocks) const {
+    const int64_t size = gates_ * H_ * columns;
+    const bool own = !pass_.kernels.bf16 && (columns < kNarrow || size <= kSmall);
+    double* const total = own || most_blocks > kGroup ? workspace<double>(size) : nullptr;
+    if (total != nullptr) std::fill(total, total + size, 0.0);
+    return {columns, own, torch::stable::new_empty(pass_.call.x, Sizes{gates_ * H_, columns}, kScalar<C>), total};
+  }
+
+  int64_t rows_of_block(int64_t rows) const { return pass_.kernels.bf16 ? rows : std::min(rows, kBlock); }
+  int64_t blocks(int64_t rows) const { return rows > 0 ? (rows - 1) / rows_of_block(rows) + 1 : 0; }
+
+  // Rows of numbers that are to be multiplied, some of their columns.
   struct Factor {
     const char* data;
     int64_t item, rows, row, columns;  // item: bytes of a number; row: numbers from one row to the next
     Factor part(int64_t from, int64_t n) const { return {data + from * item, item, rows, row, n}; }
+    Factor some(int64_t from, int64_t n) const { return {data + from * row * item, item, n, row, columns}; }
   };
 
   // Rows without gaps; in bfloat16 they go to `half`.
@@ -80,61 +112,101 @@ class WeightGradients {
     return {reinterpret_cast<const char*>(half), sizeof(uint16_t), rows, columns, columns};
   }
 
+  // f(c0, c1) for all of them, whole cache lines to a share if `work` is worth it.
+  template <class F>
+  void columns_in_parts(int64_t columns, int64_t work, const F& f) const {
+    const int64_t parts = work > 16384 ? pass_.layer.plan.shares() : 1;
+    pass_.parallel(parts, [&](int64_t lo, int64_t hi) {
+      const auto start = [&](int64_t part) { return columns * part / parts / kLine * kLine; };
+      f(start(lo), hi == parts ? columns : start(hi));
+    });
+  }
+
+  // f(i) for all of them.
+  template <class F>
+  void in_parts_of(int64_t n, const F& f) const {
+    columns_in_parts(n, n, [&](int64_t lo, int64_t hi) {
+      for (int64_t i = lo; i < hi; ++i) f(i);
+    });
+  }
+
+  // Rows of the gradient, from `first` on, += left' right.
+  void product(const Factor& left, const Factor& right, const Weight& w, int64_t first) const {
+    const int64_t n = left.columns * right.columns;
+    if (n == 0) return;
+    if (w.own) {
+      columns_in_parts(left.columns, n * left.rows, [&](int64_t c0, int64_t c1) {
+        pass_.kernels.add_product(reinterpret_cast<const C*>(left.data), left.row, c0, c1,
+                                  reinterpret_cast<const C*>(right.data), right.columns, left.rows, w.total + first,
+                                  gates_ * H_);
+      });
+      return;
+    }
+    C* const group = Pass<C>::data(w.gradient) + first * right.columns;
+    double* const total = w.total + (w.total == nullptr ? 0 : first * right.columns);
+    const int64_t step = rows_of_block(left.rows);
+    for (int64_t r = 0, block = blocks_; r < left.rows; r += step, ++block) {
+      const bool begins = block % kGroup == 0, straight = begins && !pass_.kernels.bf16;
+      if (begins && block > 0) in_parts_of(n, [&](int64_t i) { total[i] += static_cast<double>(group[i]); });
+      const int64_t rows = std::min(step, left.rows - r);
+      multiply(left.some(r, rows), right.some(r, rows), straight ? group : partial_);
+      if (!straight) add_partial(n, begins, group);
+    }
+  }
+
+  void add_partial(int64_t n, bool begins, C* group) const {
+    columns_in_parts(n, n, [&](int64_t lo, int64_t hi) {
+      C some[256];
+      for (int64_t i = lo; i < hi; i += 256) {
+        const int64_t count = std::min<int64_t>(256, hi - i);
+        const C* terms = partial_ + i;
+        if (pass_.kernels.bf16) {
+          pass_.kernels.load_bf16(reinterpret_cast<const uint16_t*>(partial_) + i, some, count);
+          terms = some;
+        }
+        for (int64_t k = 0; k < count; ++k) group[i + k] = begins ? terms[k] : group[i + k] + terms[k];
+      }
+    });
+  }
+
   Tensor view(const void* data, const Sizes& sizes, const Sizes& strides, int64_t item) const {
     const ScalarType dtype = item == int64_t{sizeof(C)} ? kScalar<C> : ScalarType::BFloat16;
     return torch::stable::from_blob(const_cast<void*>(data), sizes, strides, pass_.call.x.device(), dtype);
   }
 
-  // Rows of `into`, from `first` on, += left' right.
-  void product(const Factor& left, const Factor& right, const Tensor& into, int64_t first) {
-    const int64_t n = left.columns * right.columns;
-    if (n == 0) return;
-    const bool half = left.item < int64_t{sizeof(C)}, straight = !half && !any_;
-    C* const sum = Pass<C>::data(into) + first * right.columns;
-    multiply(view(left.data, {left.columns, left.rows}, {1, left.row}, left.item),
-             view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item),
-             view(straight ? sum : partial_, {left.columns, right.columns}, {right.columns, 1}, left.item));
-    if (straight) return;
-    const int64_t parts = n > 16384 ? pass_.layer.plan.shares() : 1;
-    pass_.parallel(parts, [&](int64_t lo, int64_t hi) {
-      C some[256];
-      for (int64_t i = n * lo / parts, end = n * hi / parts; i < end; i += 256) {
-        const int64_t count = std::min<int64_t>(256, end - i);
-        const C* terms = partial_ + i;
-        if (half) {
-          pass_.kernels.load_bf16(reinterpret_cast<const uint16_t*>(partial_) + i, some, count);
-          terms = some;
-        }
-        for (int64_t k = 0; k < count; ++k) sum[i + k] = any_ ? sum[i + k] + terms[k] : terms[k];
-      }
-    });
-  }
-
-  // out = a b
-  static void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  // to = left' right, in the factors' type
+  void multiply(const Factor& left, const Factor& right, C* to) const {
+    const Tensor a = view(left.data, {left.columns, left.rows}, {1, left.row}, left.item);
+    const Tensor b = view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item);
+    const Tensor out = view(to, {left.columns, right.columns}, {right.columns, 1}, left.item);
     std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                       torch::stable::detail::from(out)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
     (void)torch::stable::detail::to<Tensor>(stack[0]);
   }
 
-  // The bias gradients.
-  void add_rows(const C* dgates, int64_t n) {
-    const int64_t columns = pass_.width * H_, parts = n * columns > 16384 ? pass_.layer.plan.shares() : 1;
-    pass_.parallel(parts, [&](int64_t lo, int64_t hi) {
-      const auto start = [&](int64_t part) { return columns * part / parts / kLine * kLine; };
-      pass_.kernels.sum_rows(dgates, n, columns, start(lo), hi == parts ? columns : start(hi), db_.data());
-    });
+  // The gradient from its parts.
+  void finish(const Weight& w) const {
+    const int64_t rows = gates_ * H_, n = rows * w.columns;
+    C* const to = Pass<C>::data(w.gradient);
+    if (w.own) {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < w.columns; ++j) to[i * w.columns + j] = static_cast<C>(w.total[j * rows + i]);
+      }
+    } else if (blocks_ == 0) {
+      std::fill(to, to + n, C(0));
+    } else if (blocks_ > kGroup) {
+      in_parts_of(n, [&](int64_t i) { to[i] = static_cast<C>(w.total[i] + static_cast<double>(to[i])); });
+    }
   }
 
-  static constexpr int64_t kLine = 64 / sizeof(C);  // numbers of a cache line
   Pass<C>& pass_;
-  int64_t gates_, H_, I_;
-  Tensor dw_ih_, dw_hh_;
+  int64_t gates_, H_;
+  Weight ih_, hh_;
+  int64_t blocks_ = 0;      // added so far
   std::vector<double> db_;  // by pre-activation column
-  C* partial_;
+  C* partial_ = nullptr;
   uint16_t* halves_[3] = {};  // dgates, h_prev and x of a chunk in bfloat16
-  bool any_ = false;
 };
 
 }  // namespace fastrnn

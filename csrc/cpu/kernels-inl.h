@@ -104,6 +104,7 @@ constexpr Kernels<float> kernels_f32 = {
     backward<float>,
     input_gradient<float>,
     sum_rows<float>,
+    add_product<float>,
 };
 #ifndef FASTRNN_BF16
 constexpr Kernels<double> kernels_f64 = {
@@ -122,5 +123,6 @@ constexpr Kernels<double> kernels_f64 = {
     backward<double>,
     input_gradient<double>,
     sum_rows<double>,
+    add_product<double>,
 };
 #endif

@@ -141,6 +141,10 @@ struct Kernels {
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*input_gradient)(const Layer<C>&, int direction, int64_t lo, int64_t hi);
   void (*sum_rows)(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to);
+  // And the products of columns [c0, c1) of n rows of a, `row` elements apart, with those of b, which have no gaps, on
+  // top of `to` (columns of b, columns of a), whose rows are `to_row` apart.
+  void (*add_product)(const C* a, int64_t row, int64_t c0, int64_t c1, const C* b, int64_t columns, int64_t n,
+                      double* to, int64_t to_row);
 };
 
 struct Isa {
