@@ -125,10 +125,12 @@ def layer(
     outputs: list[list[State]] = []
     finals: list[State] = []
     for d, w in enumerate(split_weights(weights, bidirectional)):
-        initial = [s[d].to(compute) if s is not None else x.new_zeros(batch, hidden, dtype=compute) for s in (h0, c0)]
+        initial = [
+            _own(s[d], compute) if s is not None else x.new_zeros(batch, hidden, dtype=compute) for s in (h0, c0)
+        ]
         state = tuple(initial[: 2 if spec.has_c else 1])
-        w = tuple(None if p is None else p.to(compute) for p in w)
-        states, state = _scan(spec.step, x.to(compute), state, w, alive, reset, reverse=d == 1)
+        w = tuple(None if p is None else _own(p, compute) for p in w)
+        states, state = _scan(spec.step, _own(x, compute), state, w, alive, reset, reverse=d == 1)
         outputs.append(states)
         finals.append(state)
     y, cells = (_all_steps(outputs, k, x, hidden) if k == 0 or spec.has_c else None for k in (0, 1))
@@ -183,6 +185,11 @@ def _packed_places(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
 def _preactivation(x: Tensor, h: Tensor, weights: Sequence[Tensor | None]) -> Tensor:
     w_ih, w_hh, b_ih, b_hh = weights
     return linear(x, _some(w_ih), b_ih) + linear(h, _some(w_hh), b_hh)
+
+
+def _own(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in ``dtype``: the last bits of torch's products depend on where in memory their factors begin."""
+    return t.to(dtype, copy=True)
 
 
 def _some(value: Tensor | None) -> Tensor:

@@ -155,6 +155,20 @@ def test_sixteen_bits_are_storage(cell: str, bidirectional: bool, dtype: torch.d
     assert cell != "lstm" or torch.equal(ours[3], wide[3])
 
 
+@DIRECTIONS
+@ALL
+def test_where_tensors_lie_changes_no_bit(cell: str, bidirectional: bool) -> None:
+    """A product of torch's may round in another way where a factor is not aligned to its vectors."""
+    problem = draw(cell, bidirectional=bidirectional, cells=True)
+
+    def shifted(t: Tensor) -> Tensor:
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    moved = problem.put({name: shifted(t) for name, t in problem.tensors().items()})
+    for ours, theirs in zip(readable(problem), readable(moved), strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+
+
 @ALL
 def test_a_layer_is_differentiable_twice_and_changes_nothing(cell: str) -> None:
     problem = draw(cell, 3, 2, 2, 2, dtype=torch.float64, layout="lengths", reset=True, cells=True)
