@@ -18,6 +18,7 @@ from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.tiles import cdiv, multiply
 
 WORKSPACE = 256 * 2**20  # bytes that the buffers of a chunk of time may take, about
+PARTIAL = 32 * 2**20  # bytes that partial sums of a weight's gradient may take, if one has room
 
 FORWARD = {"resident": resident.forward, "grid": grid.forward, "stepwise": stepwise.forward}
 BACKWARD = {"resident": resident.backward, "grid": grid_backward.backward, "stepwise": stepwise.backward}
@@ -245,15 +246,18 @@ def _gates_again(
 
 
 class _WeightGradients:
-    """The gradients of one direction's weights, summed over chunks in the compute dtype."""
+    """The gradients of one direction's weights: products of blocks of rows, whose sum is float64.
+
+    A product of all rows is one long sum, or a few, and rounds more than torch's, which is one over steps of those over
+    rows. Blocks are products of one batch, as many at a time as :data:`PARTIAL` has room for.
+    """
 
     def __init__(self, call: Call, d: int) -> None:
-        rows, compute = call.gates * call.hidden, call.compute
+        rows = call.gates * call.hidden
         self.call = call
-        self.w_ih = call.x.new_zeros((rows, call.inputs), dtype=compute)
-        self.w_hh = call.x.new_zeros((rows, call.hidden), dtype=compute)
-        self.bias = call.x.new_zeros((call.width * call.hidden,), dtype=compute)
-        self.any = False
+        self.w_ih = call.x.new_zeros((rows, call.inputs), dtype=torch.float64)
+        self.w_hh = call.x.new_zeros((rows, call.hidden), dtype=torch.float64)
+        self.bias = call.x.new_zeros((call.width * call.hidden,), dtype=torch.float64)
 
     def add(self, dpre: Tensor, h_before: Tensor, x: Tensor) -> None:
         """A chunk: ``dpre (n, W*H), h_before (n, H), x (n, I)``."""
@@ -264,11 +268,26 @@ class _WeightGradients:
         else:  # a GRU's third gate has the product with W_hn in its fourth pre-activation
             self._sum(dpre[:, : 2 * hidden], h_before, self.w_hh[: 2 * hidden])
             self._sum(dpre[:, 3 * hidden :], h_before, self.w_hh[2 * hidden :])
-        self.bias += dpre.sum(0, dtype=self.bias.dtype)
-        self.any = True
+        self.bias += dpre.sum(0, dtype=torch.float64)
 
     def _sum(self, dpre: Tensor, factor: Tensor, into: Tensor) -> None:
-        multiply(dpre.t(), factor, into, add=self.any)
+        compute, rows = self.call.compute, len(dpre)
+        block = max(min(self._block(rows), rows), 1)
+        most = max(1, PARTIAL // max(into.numel() * compute.itemsize, 1))  # blocks at a time
+        whole = rows // block * block
+        for r0 in (*range(0, whole, most * block), *([whole] if whole < rows else [])):
+            size = block if r0 < whole else rows - whole
+            a, b = (t[r0 : min(r0 + most * block, whole) if r0 < whole else rows] for t in (dpre, factor))
+            a, b = a.unflatten(0, (-1, size)), b.unflatten(0, (-1, size))
+            partial = into.new_empty((len(a), *into.shape), dtype=compute)
+            multiply(a.transpose(1, 2), b, partial)
+            into += partial.sum(0, dtype=torch.float64)
+
+    def _block(self, rows: int) -> int:
+        """How many of ``rows`` a product sums: torch has two sums, as long as the steps and as the batch."""
+        if self.call.x.element_size() < self.call.compute.itemsize:
+            return rows  # a sum that is rounded to 16 bits in the end may be long
+        return min(max(2 * (self.call.steps + self.call.batch), 64), 512)
 
     def results(self, count: int) -> list[Tensor]:
         """The gradients of ``w_ih, w_hh`` and, if there are four, ``b_ih, b_hh``, in storage, no two in one memory."""

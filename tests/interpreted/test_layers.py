@@ -316,3 +316,21 @@ def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, mon
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     computed_by(monkeypatch, _cuda.layer_forward, _cuda.layer_backward)
     check(draw("gru", steps, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])
+
+
+@pytest.mark.parametrize("room", [2**25, 100], ids=["blocks together", "one by one"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru"])
+def test_sums_of_weight_gradients_are_short(cell: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small terms far from a large one are not rounded away; nor are those of other chunks."""
+    monkeypatch.setattr(layer, "PARTIAL", room)
+    p = draw(cell, 100, 100, 3, 5)
+    given = call.Call.of(cell, p.x, p.h0, None, p.weights, False, None, None, None)
+    sums = layer._WeightGradients(given, 0)
+    first, second = torch.zeros(2, 5001, given.width * 5)
+    first[0], first[1000::500], second[::500] = 2.0**24, 0.75, 0.75
+    for chunk in (first, second):
+        sums.add(chunk, torch.ones(5001, 5), torch.ones(5001, 3))
+    expected = torch.tensor(2.0**24 + 0.75 * 20, dtype=torch.float64).float()
+    for found in sums.results(4):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected.expand(found.shape))
