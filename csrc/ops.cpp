@@ -1,5 +1,6 @@
 // The operators of fastrnn/_ops.py for CPU tensors. They allocate, run the engine's shares on torch's threads, and
-// leave the weight gradients to aten. This file and the headers beside it are the only ones that know torch.
+// leave the larger products of the weight gradients to aten. This file and the headers beside it are the only ones that
+// know torch.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

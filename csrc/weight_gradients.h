@@ -1,4 +1,4 @@
-// The gradients of a direction's weights: products of what backward leaves of every chunk of steps, by aten, summed.
+// The gradients of a direction's weights: products of what backward leaves of every chunk of steps, summed.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

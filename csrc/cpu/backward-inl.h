@@ -1,7 +1,7 @@
 // The backward pass of a layer, a chunk of steps at a time, last chunk first: gather what the chunk's products need
 // into compact buffers (and, on the lean tape, recompute the gates), walk the steps backwards leaving every step's gate
-// gradients, then the input's gradient. The weights' gradients are products of the compact buffers, the caller's.
-// Included once per instruction set inside FASTRNN_NS.
+// gradients, then the input's gradient. The weights' gradients are products of the compact buffers, which the caller
+// adds. Included once per instruction set inside FASTRNN_NS.
 
 // The number in the compact buffers of rank 0 at time t.
 template <class C, class CellT>
