@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fastrnn import _ops, reference
-from fastrnn._dynamo import untraced
+from fastrnn._dynamo import tracing, untraced
 from fastrnn.reference import CELLS
 
 Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, reset
@@ -63,10 +62,8 @@ def ordinary() -> bool:
     The dispatcher takes as long to call a rule as a short sequence takes to compute.
     """
     return not (
-        torch.compiler.is_compiling()
+        tracing()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or _len_torch_dispatch_stack_pre_dispatch()
         or torch._C._is_torch_function_mode_enabled()
         or forward_ad._current_level >= 0
     )

@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch.nn import Module
 
 try:
@@ -23,6 +24,18 @@ except ImportError:  # a torch that has another way
 
 Function = TypeVar("Function", bound=Callable[..., object])
 BUILDER = "torch._dynamo.variables.builder"
+
+
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
+
+def tracing() -> bool:
+    """Whether a compiler, an exporter or another mode of torch's sees every operator that is called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+    )
 
 
 def constant(function: Function) -> Function:

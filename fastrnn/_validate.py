@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
+from fastrnn._dynamo import tracing
 from fastrnn.reference import CELLS
 
 NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
@@ -170,12 +170,7 @@ def lengths(
         )
     checked = checked.to(torch.int64)
     # Where they are traced or mapped, or on another device, the values are not at hand; the engine checks them again.
-    traced = (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or _len_torch_dispatch_stack_pre_dispatch()
-    )
-    if batch and on_cpu and not traced and not torch._C._functorch.is_batchedtensor(checked):
+    if batch and on_cpu and not tracing() and not torch._C._functorch.is_batchedtensor(checked):
         low, high = int(checked.min()), int(checked.max())
         if low <= 0:
             raise RuntimeError(
