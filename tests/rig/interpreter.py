@@ -20,7 +20,7 @@ import triton.runtime.interpreter as triton_interpreter
 from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction, TensorHandle
 
-from rig import numbers
+from rig import numbers, quick
 from rig.memory import Memory, OutOfBounds
 from rig.scheduler import Deadlock, Index, Scheduler
 
@@ -72,6 +72,7 @@ def install() -> None:
             "as make test does for tests/interpreted"
         )
     numbers.install()
+    quick.install()
     triton_interpreter.interpreter_builder.__class__ = _Builder
     triton_interpreter.GridExecutor = _Launch
     triton_interpreter._implicit_cvt = _argument
