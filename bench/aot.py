@@ -174,22 +174,10 @@ def compile_kernel(
         divisible: integer arguments that are multiples of 16; pointers are taken to be, as torch allocates them so.
         options: further options of a launch, such as ``maxnreg``.
     """
-    names: list[str] = getattr(kernel, "arg_names", [])
-    if not isinstance(kernel, triton.JITFunction):
-        raise TypeError(f"{kernel!r} cannot be compiled: is TRITON_INTERPRET set?")
-    if sorted([*signature, *constants]) != sorted(names):
-        raise ValueError(f"{kernel.__name__} takes {names}, not {[*signature, *constants]}")
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in divisible]
-    source = _source_type(kernel)(
-        kernel,
-        {name: signature.get(name, "constexpr") for name in names},
-        {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    source, gpu, settings = given(
+        kernel, signature, constants, target, num_warps=num_warps, num_stages=num_stages, divisible=divisible, **options
     )
     limits = TARGETS[target]
-    gpu = GPUTarget(limits.backend, limits.arch, limits.warp)
-    # Fusing is the default up to triton 3.9, which warns of a change unless the option is given.
-    settings = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **options}
     with _from_scratch() as log:
         compiled = triton.compile(source, target=gpu, options=settings)
     costs = _nvidia_costs(log.getvalue()) if limits.backend == "cuda" else _amd_costs(compiled.asm["amdgcn"])
@@ -210,6 +198,36 @@ def compile_kernel(
         assembly=assembly,
         **costs,
     )
+
+
+def given(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    target: str,
+    *,
+    num_warps: int,
+    num_stages: int,
+    divisible: Collection[str] = (),
+    **options: Any,
+) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
+    """What Triton's compiler is given for :func:`compile_kernel`: the source, the GPU and the settings."""
+    names: list[str] = getattr(kernel, "arg_names", [])
+    if not isinstance(kernel, triton.JITFunction):
+        raise TypeError(f"{kernel!r} cannot be compiled: is TRITON_INTERPRET set?")
+    if sorted([*signature, *constants]) != sorted(names):
+        raise ValueError(f"{kernel.__name__} takes {names}, not {[*signature, *constants]}")
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in divisible]
+    source = _source_type(kernel)(
+        kernel,
+        {name: signature.get(name, "constexpr") for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    limits = TARGETS[target]
+    # Fusing is the default up to triton 3.9, which warns of a change unless the option is given.
+    settings = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **options}
+    return source, GPUTarget(limits.backend, limits.arch, limits.warp), settings
 
 
 def _source_type(kernel: Any) -> type[ASTSource]:

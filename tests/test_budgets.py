@@ -5,8 +5,6 @@ The numbers are those of Triton 3.6 and are measured by ``python -m bench kernel
 Those of the grid strategy are in test_grid_budgets.py.
 """
 
-from collections.abc import Mapping
-
 import pytest
 
 pytest.importorskip("triton")
@@ -69,14 +67,9 @@ BUDGETS = {
 }
 
 
-@pytest.fixture(scope="module")
-def reports() -> Mapping[Which, kernels.Row]:
-    return compiled(BUDGETS)
-
-
 @pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
-def test_a_kernel_keeps_to_its_budget(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
-    row = reports[which]
+def test_a_kernel_keeps_to_its_budget(which: Which) -> None:
+    row = compiled(which)
     assert row.report is not None, row.error
     assert not over(row.report, BUDGETS[which]), counts(row.report)
 

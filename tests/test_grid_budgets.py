@@ -6,7 +6,6 @@ test_budgets.py, the numbers are those of Triton 3.6.
 """
 
 import re
-from collections.abc import Mapping
 
 import pytest
 
@@ -148,22 +147,17 @@ BYTES = {"bf16": 2, "tf32": 4, "fp32": 4}
 POLLED = [which for which in BUDGETS if "polled" in which[0]]
 
 
-@pytest.fixture(scope="module")
-def reports() -> Mapping[Which, kernels.Row]:
-    return compiled(BUDGETS)
-
-
 @pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
-def test_a_kernel_keeps_to_its_budget(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
-    row = reports[which]
+def test_a_kernel_keeps_to_its_budget(which: Which) -> None:
+    row = compiled(which)
     assert row.report is not None, row.error
     assert not over(row.report, BUDGETS[which]), counts(row.report)
 
 
 @pytest.mark.parametrize("which", [which for which in BUDGETS if which not in POLLED], ids=" ".join)
-def test_a_grid_waits_for_what_it_reads(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+def test_a_grid_waits_for_what_it_reads(which: Which) -> None:
     """Every store is released and every load acquired, for all threads; and no load is begun a step ahead."""
-    report = reports[which].report
+    report = compiled(which).report
     if report.ptx:
         barrier = check_grid_barrier(report.ptx)
         assert len(barrier.releases) == 1
@@ -175,9 +169,9 @@ def test_a_grid_waits_for_what_it_reads(which: Which, reports: Mapping[Which, ke
 
 
 @pytest.mark.parametrize("which", POLLED, ids=" ".join)
-def test_a_grid_polls_all_that_it_reads(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+def test_a_grid_polls_all_that_it_reads(which: Which) -> None:
     """Every number of the state, or gate by gate of its gradients, in loads of 16 bytes, and without an atomic."""
-    row = reports[which]
+    row = compiled(which)
     tile = int(re.search(r"(\d+) rows", which[0])[1])
     gates = CELLS[row.cell].gates if "backward" in which[0] else 1
     state = 2 * tile * row.hidden // (row.report.warps * row.report.limits.warp)
@@ -188,9 +182,9 @@ def test_a_grid_polls_all_that_it_reads(which: Which, reports: Mapping[Which, ke
 
 
 @pytest.mark.parametrize("which", BUDGETS, ids=" ".join)
-def test_weights_are_read_before_the_loop(which: Which, reports: Mapping[Which, kernels.Row]) -> None:
+def test_weights_are_read_before_the_loop(which: Which) -> None:
     """There are at least as many loads, of 16 bytes a thread at most, as the weights take."""
-    row = reports[which]
+    row = compiled(which)
     _, cell, numbers, hidden, _, shape = row.name.split("/")
     units = int(re.search(r"(\d+) units", shape)[1])
     threads = row.report.warps * row.report.limits.warp

@@ -1,12 +1,11 @@
 """Budgets of compiled kernels: what a kernel may take of a GPU, and what a step of its loop may do."""
 
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import functools
 from typing import NamedTuple
 
 from bench import kernels
 from bench.aot import Counts, Report
+from rig import kept
 
 SLACK = 8  # registers by which a thread may have more: assemblers hand them out in eights
 Which = tuple[str, str]  # the name of a kernel, and a target
@@ -53,9 +52,17 @@ def over(report: Report, budget: Budget) -> list[str]:
     ]
 
 
-def compiled(which: Iterable[Which]) -> dict[Which, kernels.Row]:
-    """Kernels of the catalogue, compiled by two processes."""
-    place = {(entry.name, target): i for i, entry in enumerate(kernels.catalog()) for target in entry.targets}
-    jobs = [(kernels.CATALOG, place[name, target], target) for name, target in which]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        return {(row.name, row.target): row for row in pool.map(kernels.compiled, jobs)}
+@functools.cache
+def compiled(which: Which) -> kernels.Row:
+    """A kernel of the catalogue, compiled."""
+    entry, index = _places()[which]
+    return kept.compiled(entry, (kernels.CATALOG, index, which[1]))
+
+
+@functools.cache
+def _places() -> dict[Which, tuple[kernels.Entry, int]]:
+    return {
+        (entry.name, target): (entry, index)
+        for index, entry in enumerate(kernels.catalog())
+        for target in entry.targets
+    }
