@@ -30,12 +30,15 @@ demo: .venv/built
 # Triton either interprets kernels in a process or compiles them, hence two of them; 5 says that one had no tests to run.
 PROVE = $(1) $(ARGS); plain=$$?; TRITON_INTERPRET=1 $(1) $(ARGS); case $$plain$$? in 00|05|50) ;; *) exit 1;; esac
 
+# As many processes as cores, up to what memory is there for; one that has nothing left to do takes of another's.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
 test: .venv/built
-	@$(call PROVE,$(BIN)/python -m pytest)
+	@$(call PROVE,$(BIN)/python -m pytest $(PARALLEL))
 
 matrix: $(MATRIX:%=.venv-triton-%/made)
 	@$(foreach version,$(MATRIX),echo 'triton $(version)'; ($(call PROVE,.venv-triton-$(version)/bin/python -m pytest \
-	  -m triton)) || exit 1;)
+	  $(PARALLEL) -m triton)) || exit 1;)
 
 bench: .venv/built
 	@$(BIN)/python -m bench cpu $(ARGS)

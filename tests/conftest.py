@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Two threads in each process share work, and more are a test's own affair (test_determinism.py). Whoever waits sleeps:
+# there are as many processes as cores (pytest -n), and one that spins takes the time of another.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 INTERPRETED = Path(__file__).parent / "interpreted"
@@ -57,7 +63,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out tests of the other kind that were named, too; interpreted ones prove kernels, all of them."""
     other = [item for item in items if item.path.is_relative_to(INTERPRETED) != INTERPRET]
     config.hook.pytest_deselected(items=other)
-    items[:] = [item for item in items if item not in other]
+    left_out = set(other)
+    items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # the slow ones first: see pytest -n
     if INTERPRET:
         for item in items:
             item.add_marker(pytest.mark.triton)
