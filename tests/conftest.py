@@ -71,8 +71,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.triton)
 
 
-def pytest_report_header() -> str:
-    """Say which tests are left out, and how to run them."""
+def pytest_report_header() -> list[str]:
+    """Say by what is computed, which tests are left out, and how to run them."""
+    return [_computed_by(), _left_out()]
+
+
+def _computed_by() -> str:
+    from fastrnn import _ops
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"fastrnn with {_ops.cpu_isa()} of {', '.join(_ops.cpu_isas())}; torch {torch.__version__} with {capability}; "
+        f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    )
+
+
+def _left_out() -> str:
     if not TRITON:
         return "tests/interpreted: left out, there is no triton"
     if INTERPRET:
