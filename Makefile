@@ -13,11 +13,11 @@ CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-isas matrix bench lint format clean install engine venv
+.PHONY: help demo test test-fast test-isas matrix bench lint format clean install engine venv
 
 help:
 	@echo 'make demo    train a small language model with fastrnn and with torch, side by side'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests; make test-fast those for after each edit, in a minute'
 	@echo 'make test-isas  run the tests of the C++ engine with each instruction set that this CPU has'
 	@echo 'make matrix  prove the Triton kernels with each of triton $(MATRIX)'
 	@echo 'make bench   measure fastrnn against torch on this CPU'
@@ -36,6 +36,9 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 test: .venv/built
 	@$(call PROVE,$(BIN)/python -m pytest $(PARALLEL))
+
+test-fast: .venv/built
+	@$(call PROVE,$(BIN)/python -m pytest $(PARALLEL) --fast)
 
 test-isas: .venv/built
 	@$(BIN)/python tests/isas.py $(PARALLEL) $(ARGS)

@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import fast
 import torch
 
 INTERPRETED = Path(__file__).parent / "interpreted"
@@ -45,14 +46,21 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--fast``."""
+    parser.addoption("--fast", action="store_true", help="the tests for after each edit: tests/fast.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked ``gpu`` where there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Keep interpreted kernels and the rest apart: a process either interprets kernels or compiles them."""
+    if config.getoption("--fast") and collection_path.suffix == ".py" and not fast.has(collection_path):
+        return True
     inside = collection_path.is_relative_to(INTERPRETED)
     if inside and not (INTERPRET and TRITON):
         return True
@@ -62,6 +70,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests of the other kind that were named, too; interpreted ones prove kernels, all of them."""
     other = [item for item in items if item.path.is_relative_to(INTERPRETED) != INTERPRET]
+    if config.getoption("--fast"):
+        other += [item for item in items if not fast.has(item.path, item.originalname) and item not in other]
     config.hook.pytest_deselected(items=other)
     left_out = set(other)
     items[:] = [item for item in items if item not in left_out]
