@@ -44,10 +44,12 @@ ENGINE = [
     "operators",
     "properties",
     "reference",
+    "routes",
     "shortcut",
     "stream",
     "tbptt",
     "training",
+    "weight_gradients",
     "weights",
 ]
 
