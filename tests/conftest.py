@@ -12,6 +12,13 @@ import pytest
 # there are as many processes as cores (pytest -n), and one that spins takes the time of another.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Inductor keeps what it generated for one instruction set, and would compile it for another.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(
+        Path(__file__).resolve().parent.parent / "build" / "inductor" / os.environ.get("ATEN_CPU_CAPABILITY", "native")
+    ),
+)
 
 import fast
 import torch

@@ -18,6 +18,7 @@ from fastrnn import _ops, reference
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit.*deprecated:DeprecationWarning",  # torch's own, at the first forward-mode derivative
     "ignore::DeprecationWarning:torch._inductor",
+    "ignore:.torch._prims_common.check. is deprecated:FutureWarning",  # Inductor's own
 )
 
 T, B, I, H = 2, 2, 2, 3  # noqa: E741
