@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, unwrap_if_dead
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
@@ -328,11 +329,28 @@ def _tracked(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [track(t) for t in tensors]
 
 
+def _in_graphs(*tensors: Tensor | None) -> bool:
+    """Whether autograd or any transform records what is computed from these.
+
+    Where none does, a formula's results are to leave the graph that :func:`_tracked` began.
+    """
+
+    def in_graph(t: Tensor | None) -> bool:
+        while t is not None:
+            t = unwrap_if_dead(t)  # its transform may be over
+            if t.requires_grad:
+                return True
+            t = get_unwrapped(t) if is_functorch_wrapped_tensor(t) else None
+        return False
+
+    return any(map(in_graph, tensors))
+
+
 def _pull(
     formula: Formula, tensors: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``tensors`` when ``cotangents`` arrive at the formula's results: reverse mode."""
-    higher = torch.is_grad_enabled()
+    higher = torch.is_grad_enabled() and _in_graphs(*tensors, *cotangents)
     with torch.enable_grad():
         inputs = _tracked(tensors)
         pairs = [(r, c) for r, c in zip(formula(*inputs), cotangents, strict=True) if r is not None and c is not None]
@@ -347,7 +365,8 @@ def _push(
     formula: Formula, tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The tangents of the formula's results: forward mode, as the gradient of the gradients, which are linear."""
-    higher = torch._C._are_functorch_transforms_active() or _wants_gradients(*tensors, *tangents)
+    recorded = torch._C._are_functorch_transforms_active() or torch.is_grad_enabled()
+    higher = recorded and _in_graphs(*tensors, *tangents)
     with torch.enable_grad():
         inputs = _tracked(tensors)
         results = formula(*inputs)

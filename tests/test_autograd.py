@@ -17,6 +17,7 @@ import fastrnn
 from fastrnn.reference import CELLS
 
 ALL = pytest.mark.parametrize("cell", CELLS)
+DEPRECATED_JIT = "ignore:.torch.jit.script. is deprecated"  # torch's own forward mode uses it
 TAPES = pytest.mark.parametrize("tape", ["full", "lean"])
 KINDS = {
     "dense": {},
@@ -136,6 +137,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", ["x", "h0", "w_hh"])
 @pytest.mark.parametrize("kind", ["dense", "lengths and reset", "packed and reset"])
@@ -146,6 +148,7 @@ def test_transforms(cell: str, tape: str, kind: str, name: str, transform: str) 
     at = problem.tensors()[name]
     ours, theirs = (TRANSFORMS[transform](loss(layer, problem, [name]))(at) for layer in (fast(tape), readable))
     assert_equal(ours, theirs)
+    assert not any(t.requires_grad for t in torch.utils._pytree.tree_leaves(ours))
 
 
 @pytest.mark.parametrize("mapped", [("x",), ("x", "h0"), ("w_hh",), ("x", "w_ih", "b_hh"), ("h0",)], ids="-".join)
@@ -201,7 +204,7 @@ def test_per_sample_gradients_and_ensembles(name: str) -> None:
     assert_equal(ours, torch.stack([one(x)[0] for one in nets]).detach())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode uses it
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
 def test_forward_mode(name: str) -> None:
     """Which the engine does not have: the modules go to the reference, and compute the same."""
