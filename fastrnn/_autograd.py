@@ -367,8 +367,10 @@ def _push(
     """The tangents of the formula's results: forward mode, as the gradient of the gradients, which are linear."""
     recorded = torch._C._are_functorch_transforms_active() or torch.is_grad_enabled()
     higher = recorded and _in_graphs(*tensors, *tangents)
-    with torch.enable_grad():
-        inputs = _tracked(tensors)
+    # Torch turns forward mode off in a rule, for the transforms around this one too, whose tangents would be wrong.
+    # Where it is on, the inputs have to come without the tangents that are pushed here.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        inputs = _tracked([None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in tensors])
         results = formula(*inputs)
         there = [r for r in results if r is not None]
         cotangents = [t for t in _tracked([torch.zeros_like(r) for r in there]) if t is not None]

@@ -134,6 +134,8 @@ TRANSFORMS = {
     "grad of grad": lambda f: grad(lambda x: grad(f)(x).square().sum()),
     "vmap of grad": lambda f: lambda x: vmap(grad(f))(torch.stack([x, x + 1, x * 2])),
     "grad of vmap": lambda f: grad(lambda x: vmap(f)(torch.stack([x, x + 1, x * 2])).sum()),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (x,)),
+    "jvp of jvp": lambda f: lambda x: jvp(lambda x: jvp(f, (x,), (x * x,))[1], (x,), (x + 1,)),
 }
 
 
