@@ -84,7 +84,7 @@ def _engine(op: Callable[..., Any], *args: Any) -> Any:
         return op(*args)
 
 
-def _follow(rule: type[_SingleLevelFunction], *args: Any) -> Any:
+def _follow(rule: type["_Rule"], *args: Any) -> Any:
     """A rule where the dispatcher calls it, once for every transform of ``torch.func``."""
     if not torch._C._are_functorch_transforms_active():
         return rule.apply(*args)  # type: ignore[attr-defined]
@@ -102,7 +102,16 @@ def _constants(layout: Layout, y: Tensor, h_n: Tensor, c_n: Tensor, cells: Tenso
     return [c_n, cells]
 
 
-class _Layer(_SingleLevelFunction):
+class _Rule(_SingleLevelFunction):
+    """What the rules share."""
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+        """What compiled autograd knows a node by; :class:`torch.autograd.Function` has the same."""
+        return (ctx._autograd_function_id,)
+
+
+class _Layer(_Rule):
     """``fastrnn::layer`` where no gradients are wanted, but tangents may be."""
 
     @staticmethod
@@ -122,7 +131,7 @@ class _Layer(_SingleLevelFunction):
         return _push_outputs(ctx.layout, ctx.saved_tensors, tangents[2:])
 
 
-class _LayerForward(_SingleLevelFunction):
+class _LayerForward(_Rule):
     """``fastrnn::layer_forward``."""
 
     @staticmethod
@@ -172,7 +181,7 @@ class _LayerForward(_SingleLevelFunction):
         return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
 
 
-class _LayerBackward(_SingleLevelFunction):
+class _LayerBackward(_Rule):
     """``fastrnn::layer_backward``: of ``dy, dh_n, dc_n, dcells, x, h0, c0, *weights``.
 
     y, the cells and the tape depend on those, which the formula has counted: they have no derivative of their own.

@@ -106,6 +106,29 @@ def test_compile_a_loop_of_cells(name: str, dynamo: None) -> None:
     torch.testing.assert_close(flatten(compiled(x)), flatten(loop(x)))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of compiled autograd's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Dynamo's own
+@pytest.mark.parametrize("tape", ["full", "lean"])
+def test_compiled_autograd(tape: str, dynamo: None) -> None:
+    """The backward pass of an ordinary forward pass, and that of a compiled step, as one graph."""
+    net, x = Net("LSTM"), torch.randn(T, B, I)
+    net.rnn.tape = tape
+
+    def step() -> list[Tensor]:
+        net.zero_grad()
+        net(x).square().sum().backward()
+        return [p.grad for p in net.parameters()]
+
+    expected = step()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.testing.assert_close(torch.compile(step, backend="eager")(), expected)
+        net.zero_grad()
+        loss = net(x).square().sum()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward()
+    torch.testing.assert_close([p.grad for p in net.parameters()], expected)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own
 @pytest.mark.slow
 def test_inductor(dynamo: None) -> None:
