@@ -5,6 +5,7 @@ to an engine (:mod:`fastrnn.engine`). The modules of :mod:`fastrnn.nn` are these
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fastrnn import _autograd, _shortcut, _validate, reference
 from fastrnn._autocast import under_autocast
-from fastrnn._validate import Stack
+from fastrnn._validate import Stack, autocast_enabled
 from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
 
@@ -363,7 +364,8 @@ def _layers(
         last = k == stack.num_layers - 1
         weights = stack.layer_params(params, k)
         if chosen.engine == "reference":
-            with torch.autocast(x.device.type, enabled=False):
+            off = torch.autocast(x.device.type, enabled=False) if autocast_enabled(x.device.type) else nullcontext()
+            with off:
                 y, h_n, c_n, cells = reference.layer(
                     *(stack.cell, x, h0, c0, weights, stack.bidirectional),
                     batch_sizes=batch_sizes,

@@ -230,6 +230,16 @@ def test_forward_mode(name: str) -> None:
         assert_equal(dual.tangent, expected)
 
 
+@pytest.mark.filterwarnings(DEPRECATED_JIT)
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_forward_mode_without_data(name: str) -> None:
+    net, x = getattr(fastrnn, name)(3, 4, device="meta"), torch.empty(2, 3, device="meta")
+    outputs, tangents = jvp(net, (x,), (x,))
+    for output, tangent in zip(*map(torch.utils._pytree.tree_leaves, (outputs, tangents)), strict=True):
+        assert tangent.is_meta
+        assert tangent.shape == output.shape
+
+
 @TAPES
 @ALL
 def test_a_graph_can_be_used_again(cell: str, tape: str) -> None:
