@@ -16,7 +16,8 @@ def peak(call: Callable[[], object]) -> int | None:
     """The bytes that a call adds at its peak to those that the process has; None where Linux does not tell.
 
     It is made in a thread of its own: memory that threads keep for their next call, as oneDNN's and fastrnn's engines
-    do, is so counted as well, and every call starts without any. What is free is given back to the system before.
+    do, is so counted as well, and every call starts without any. What is free is given back to the system before, as
+    far as malloc does so: what threads before have left to this one is used again, and not counted.
     """
     time.sleep(REST)
     try:
