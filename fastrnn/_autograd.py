@@ -220,41 +220,25 @@ class _LayerBackward(_Rule):
         return (None,) * 4 + _pull(_gradients(ctx.layout, saved[:3]), saved[3:], given)
 
 
-@untraced
-def _layer_rule(
-    cell: str,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    bidirectional: bool,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    tape: str,
-    cells: bool,
-) -> _ops.Outputs:
-    rule = _LayerForward if _wants_gradients(x, h0, c0, *weights) else _Layer
-    layout, sizes = Layout(cell, bidirectional, tape, cells), (batch_sizes, lengths, reset)
-    return _follow(rule, layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[no-any-return]
+def _parts(
+    cell: str, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], bidirectional: bool, *rest: Any
+) -> tuple[Layout, Sizes, tuple[Tensor | None, ...]]:
+    """The arguments of a forward operator as those of its rule: the layout, the sizes, the differentiable tensors."""
+    batch_sizes, lengths, reset, tape, cells = rest
+    return Layout(cell, bidirectional, tape, cells), (batch_sizes, lengths, reset), (x, h0, c0, *weights)
 
 
 @untraced
-def _layer_forward_rule(
-    cell: str,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    bidirectional: bool,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    tape: str,
-    cells: bool,
-) -> _ops.TapedOutputs:
-    layout, sizes = Layout(cell, bidirectional, tape, cells), (batch_sizes, lengths, reset)
-    return _follow(_LayerForward, layout, sizes, x, h0, c0, *weights)  # type: ignore[no-any-return]
+def _layer_rule(*args: Any) -> _ops.Outputs:
+    layout, sizes, tensors = _parts(*args)
+    rule = _LayerForward if _wants_gradients(*tensors) else _Layer
+    return _follow(rule, layout, sizes, *tensors)[:OUTPUTS]  # type: ignore[no-any-return]
+
+
+@untraced
+def _layer_forward_rule(*args: Any) -> _ops.TapedOutputs:
+    layout, sizes, tensors = _parts(*args)
+    return _follow(_LayerForward, layout, sizes, *tensors)  # type: ignore[no-any-return]
 
 
 @untraced
