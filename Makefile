@@ -16,13 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test test-fast test-isas matrix bench lint format clean install engine venv
 
 help:
-	@echo 'make demo    train a small language model with fastrnn and with torch, side by side'
-	@echo 'make test    run the tests; make test-fast those for after each edit, in a minute'
-	@echo 'make test-isas  run the tests of the C++ engine with each instruction set that this CPU has'
-	@echo 'make matrix  prove the Triton kernels with each of triton $(MATRIX)'
-	@echo 'make bench   measure fastrnn against torch on this CPU'
-	@echo 'make lint    check style and types; make format mends the style'
-	@echo 'make clean   remove what was built; .venv stays'
+	@echo 'make demo       train a small language model with fastrnn and with torch, side by side'
+	@echo 'make test       run the tests'
+	@echo 'make test-fast  run those for after each edit, in a minute'
+	@echo 'make test-isas  run those of the C++ engine with each instruction set that this CPU has'
+	@echo 'make matrix     prove the Triton kernels with each of triton $(MATRIX)'
+	@echo 'make bench      measure fastrnn against torch on this CPU'
+	@echo 'make lint       check style and types; make format mends the style'
+	@echo 'make clean      remove what was built; .venv stays'
 	@echo 'ARGS="..." is passed on; PYTHON=... and TORCH=... say what .venv is made with ($(PYTHON), $(TORCH))'
 
 demo: .venv/built

@@ -73,7 +73,7 @@ inline Tensor empty_result(const Tensor& like, ScalarType dtype) {
   return torch::stable::new_empty(like, Sizes{0}, dtype);
 }
 
-// The common arguments of both operators, checked, with the tables that the engine reads.
+// The common arguments of the operators, checked, with the tables that the engine reads.
 struct Call {
   cpu::Cell cell;
   Tensor x;

@@ -92,7 +92,7 @@ def layer(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One recurrent layer, the counterpart of the op ``fastrnn::layer_forward``.
+    """One recurrent layer, the counterpart of the op ``fastrnn::layer``.
 
     Args:
         cell: a key of :data:`CELLS`.

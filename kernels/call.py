@@ -15,7 +15,7 @@ from fastrnn.reference import CELLS, Cell, compute_dtype, split_weights
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments that both operators of :mod:`fastrnn._ops` share, laid out for kernels.
+    """The arguments that the operators of :mod:`fastrnn._ops` share, laid out for kernels.
 
     Attributes:
         cell: the cell.
