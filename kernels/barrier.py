@@ -27,6 +27,8 @@ from fastrnn.kernels.graphs import capturing
 APART = 32  # counters, of 4 bytes each, do not share a cache line
 PATIENCE = 1 << 22  # polls, each of which takes about a microsecond
 MOST_KERNELS = 16
+# Error words, of 4 bytes each, at multiples of 16 bytes: for other pointers Triton compiles a kernel once more.
+WORDS_APART = 4
 # Triton's pipelines would load what a step reads while the one before it runs, when it is not there yet: no stages.
 STAGES = 1
 
@@ -59,19 +61,19 @@ class _Errors:
         self.device = device
         with torch.inference_mode(False):  # or it could not be cleared outside of it
             pinned = device.type == "cuda"
-            self.words = torch.zeros(MOST_KERNELS, dtype=torch.int32, device="cpu", pin_memory=pinned)
+            self.words = torch.zeros(MOST_KERNELS * WORDS_APART, dtype=torch.int32, device="cpu", pin_memory=pinned)
         self.kernels: list[str] = []
 
     def word(self, kernel: str) -> Tensor:
         if kernel not in self.kernels:
             self.kernels.append(kernel)
-        at = self.kernels.index(kernel)
+        at = WORDS_APART * self.kernels.index(kernel)
         return self.words[at : at + 1]
 
     def check(self) -> None:
         if not self.words.any():
             return
-        found = self.words.tolist()
+        found = self.words[::WORDS_APART].tolist()
         self.words.zero_()
         failed = [f"{name} at step {word - 1}" for name, word in zip(self.kernels, found, strict=False) if word]
         raise RuntimeError(

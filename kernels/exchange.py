@@ -24,8 +24,10 @@ from torch import Tensor
 
 from fastrnn.kernels import barrier
 
-FLAG = tl.constexpr(-1)  # the bits of a number that is not there yet, as an integer
-OTHER_NAN = tl.constexpr(-2)  # and those of what is stored instead: a NaN in every format as well
+# For the host alone. Kernels have literals: of one that calls a function that reads a global constant, Triton's key
+# depends on which of the two was used first, and processes miss what others have left in the cache.
+FLAG = -1  # the bits of a number that is not there yet, as an integer
+OTHER_NAN = -2  # and those of what is stored instead: a NaN in every format as well
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -58,7 +60,7 @@ def put(ptrs, values, mask, EXCHANGE: tl.constexpr):
     values = values.to(ptrs.dtype.element_ty)
     if EXCHANGE == "data":
         bits = values.to(integers(values.dtype), bitcast=True)
-        values = tl.where(bits == FLAG, OTHER_NAN, bits).to(values.dtype, bitcast=True)
+        values = tl.where(bits == -1, -2, bits).to(values.dtype, bitcast=True)
     tl.store(ptrs, values, mask=mask)
 
 
@@ -113,7 +115,7 @@ def flags(bits, PACK: tl.constexpr):
     if PACK == 2:  # a half of the complement that is zero borrows its highest bit, and no other but above such a one
         found = (~bits - 0x00010001) & bits & -0x7FFF8000
     else:
-        found = (bits == FLAG).to(tl.int32)
+        found = (bits == -1).to(tl.int32)
     return found
 
 
@@ -168,8 +170,8 @@ def prepare(exchange: str, buffer: Tensor, known: Tensor | None = None) -> None:
     """
     if exchange == "data":
         bits = buffer.view(INTEGERS[buffer.element_size()])
-        bits.fill_(FLAG.value)
+        bits.fill_(FLAG)
     if known is not None:
         buffer[0].copy_(known)
         if exchange == "data":
-            bits[0].masked_fill_(bits[0] == FLAG.value, OTHER_NAN.value)
+            bits[0].masked_fill_(bits[0] == FLAG, OTHER_NAN)

@@ -263,7 +263,7 @@ def test_numbers_that_look_like_the_flag_are_nan_as_ever(
 ) -> None:
     """In the initial state, in what a step computes and in its gradients; stored as they are, they are waited for."""
     use(replace(WHOLE, exchange="data"))
-    flag = torch.tensor(exchange.FLAG.value, dtype=torch.int32).view(torch.float32)
+    flag = torch.tensor(exchange.FLAG, dtype=torch.int32).view(torch.float32)
     problem = draw("rnn_relu", 3, 3, 2, 20)
     problem.h0[0, 1, 2] = flag
     problem.weights[2][5] = flag
