@@ -1,4 +1,4 @@
-"""The pretended driver: ``libcuda.c`` beside this file, compiled once by the machine's C compiler into ``build/desk``."""
+"""The pretended driver: ``libcuda.c`` beside this file, compiled on first use into ``build/desk``."""
 
 import ctypes
 import functools

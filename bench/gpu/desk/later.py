@@ -1,4 +1,4 @@
-"""Enters as soon as a process has imported torch: for processes that others start (see :mod:`bench.gpu.desk.__main__`)."""
+"""Enters as soon as a process has imported torch: for processes that others start."""
 
 import os
 import sys

@@ -28,7 +28,7 @@ WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.defa
 
 
 class _Here(threading.local):
-    """Of each thread: where a copy goes that is being made, if it does not stay; whether an operator of ours computes."""
+    """Of each thread: where a copy goes that is being made, or None; whether an operator of ours computes."""
 
     target: torch.device | None = None
     ours = False
