@@ -16,6 +16,7 @@ from bench import report, results, sanitize, targets, timing
 from bench.__main__ import main as bench
 from bench.gpu import cases, clock, command, contestants, latency, measure, memory, smoke, versions
 from bench.gpu.cases import Selection, Task
+from bench.gpu.desk import tiny
 from bench.grid import Shape
 from fastrnn.kernels.plan import Plan
 
@@ -39,19 +40,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "peak_bytes", lambda call, under: 2**20)
     monkeypatch.setattr(measure, "device", lambda: GPU)
     monkeypatch.setattr(measure, "gemm_rate", lambda dtype, tf32: 1e12)
-    monkeypatch.setattr(measure, "PRODUCT", 8)
-    monkeypatch.setattr(latency, "STEPS", ((2, 4),))
-    monkeypatch.setattr(latency, "COPIED", 2**20)
-    monkeypatch.setattr(command, "LATENCY_SECONDS", 0.001)
-    monkeypatch.setattr(cases, "STACKS", (Shape(2, 3, 4, 5, layers=2, directions=2),))
-    monkeypatch.setattr(cases, "RECORDED", (Shape(2, 3, 4, 5),))
-    monkeypatch.setattr(cases, "RESETS", (Shape(3, 6, 4, 5),))
-    monkeypatch.setattr(cases, "PACKED", (Shape(4, 6, 4, 5),))
-    monkeypatch.setattr(cases, "LEAN", (Shape(3, 6, 4, 5),))
-    monkeypatch.setattr(cases, "PUBLISHED", Shape(2, 7, 4, 5))
-    monkeypatch.setattr(cases, "FIRST", (Shape(2, 7, 4, 5),))
-    monkeypatch.setattr(cases, "TARGET_HIDDEN", (5,))
-    monkeypatch.setattr(cases, "TARGET_SHAPES", ({"batch": 2, "steps": 8}, {"batch": 2, "steps": 8, "layers": 2}))
+    tiny.install(monkeypatch.setattr)
 
 
 @pytest.fixture

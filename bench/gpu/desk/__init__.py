@@ -15,6 +15,7 @@ tests of GPUs go through all their lines, with the right numbers and the times o
 * :mod:`bench.gpu.desk.operators`: fastrnn's operators
 * :mod:`bench.gpu.desk.recorded`: which kernels were launched
 * :mod:`bench.gpu.desk.later`: all of this as soon as a process imports torch
+* :mod:`bench.gpu.desk.tiny`: sizes for what is to go through quickly
 """
 
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MODES = ("compile", "record")
 VARIABLE = "FASTRNN_DESK"  # in the environment: one of MODES
 SEEN = "FASTRNN_DESK_SEEN"  # in the environment: a folder, to which each process writes what it launched
+TINY = "FASTRNN_DESK_TINY"  # in the environment, where benchmarks are to take tiny sizes
 _entered = False
 
 
@@ -71,6 +73,10 @@ def enter(mode: str = "compile", *, tensors: bool = True, results: bool = True) 
     if os.environ.get(SEEN):
         recorded.write_at_exit(os.environ[SEEN])
     _entered = True
+    if os.environ.get(TINY):
+        from bench.gpu.desk import tiny
+
+        tiny.install()
 
 
 def seen() -> "list[Seen]":

@@ -1,7 +1,8 @@
-"""``python -m bench.gpu.desk [--record FOLDER] -m MODULE ARGUMENTS ...``: a module as on a machine with an H100.
+"""``python -m bench.gpu.desk [--record FOLDER] [--tiny] COMMAND ...``: a command as on a machine with an H100.
 
-So is every Python that it starts. With ``--record`` nothing is compiled, and each process writes to FOLDER which
-kernels it launched.
+So is every Python that it starts. COMMAND is a program, or arguments of Python such as ``-m pytest -m gpu``. With
+``--record`` nothing is compiled, and each process writes to FOLDER which kernels it launched. With ``--tiny`` the
+benchmarks of GPUs take tiny sizes.
 """
 
 import os
@@ -15,27 +16,34 @@ SITE = Path(__file__).with_name("site")
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def environment(mode: str, folder: Path | None = None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(
+    mode: str, folder: Path | None = None, tiny: bool = False, given: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """Variables under which a Python takes its machine for one with an H100.
 
     Args:
         mode: as of :func:`bench.gpu.desk.enter`.
         folder: where each process writes what it launched, or None.
+        tiny: whether benchmarks take tiny sizes.
         given: the other variables.
     """
-    path = [str(SITE), str(ROOT), *filter(None, [given.get("PYTHONPATH")])]
-    kept = {} if folder is None else {desk.SEEN: str(folder.resolve())}
-    return {**given, "PYTHONPATH": os.pathsep.join(path), desk.VARIABLE: mode, **kept}
+    path = os.pathsep.join([str(SITE), str(ROOT), *filter(None, [given.get("PYTHONPATH")])])
+    own = {"PYTHONPATH": path, desk.VARIABLE: mode, desk.TINY: "1" if tiny else ""}
+    return {**given, **own, desk.SEEN: "" if folder is None else str(folder.resolve())}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Become that process."""
-    mode, folder, rest = os.environ.get(desk.VARIABLE) or "compile", None, list(arguments)
-    if rest[:1] == ["--record"] and len(rest) > 1:
-        mode, folder, rest = "record", Path(rest[1]), rest[2:]
+    mode, folder, tiny, rest = "compile", None, False, list(arguments)
+    while rest[:1] in (["--record"], ["--tiny"]):
+        if rest.pop(0) == "--tiny":
+            tiny = True
+        else:
+            mode, folder = "record", Path(rest.pop(0) if rest else "")
     if not rest:
         sys.exit(str(__doc__))
-    os.execve(sys.executable, [sys.executable, *rest], environment(mode, folder))
+    command = [sys.executable, *rest] if rest[0].startswith("-") else rest
+    os.execvpe(command[0], command, environment(mode, folder, tiny))
 
 
 if __name__ == "__main__":
