@@ -14,7 +14,7 @@ import torch
 from bench import contestants as everybody
 from bench import report, results, sanitize, targets, timing
 from bench.__main__ import main as bench
-from bench.gpu import cases, clock, command, contestants, latency, measure, memory, smoke, versions
+from bench.gpu import cases, clock, command, contestants, measure, memory, smoke, versions
 from bench.gpu.cases import Selection, Task
 from bench.gpu.desk import tiny
 from bench.grid import Shape

@@ -1,8 +1,9 @@
 """``python -m bench.gpu.desk [--record FOLDER] [--tiny] COMMAND ...``: a command as on a machine with an H100.
 
-So is every Python that it starts. COMMAND is a program, or arguments of Python such as ``-m pytest -m gpu``. With
-``--record`` nothing is compiled, and each process writes to FOLDER which kernels it launched. With ``--tiny`` the
-benchmarks of GPUs take tiny sizes.
+So is every Python that it starts, ``$PYTHON`` being this one; and there are an ``nvidia-smi``, an ``nvcc`` and a
+``compute-sanitizer``, which do nothing of their own. COMMAND is a program, or arguments of Python such as ``-m pytest
+-m gpu``. With ``--record`` nothing is compiled, and each process writes to FOLDER which kernels it launched. With
+``--tiny`` the benchmarks of GPUs take tiny sizes, and of each test there is one case.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from bench.gpu import desk
 
 SITE = Path(__file__).with_name("site")
+BIN = Path(__file__).with_name("bin")  # programs that come with a GPU's driver and compilers
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -28,8 +30,17 @@ def environment(
         given: the other variables.
     """
     path = os.pathsep.join([str(SITE), str(ROOT), *filter(None, [given.get("PYTHONPATH")])])
-    own = {"PYTHONPATH": path, desk.VARIABLE: mode, desk.TINY: "1" if tiny else ""}
-    return {**given, **own, desk.SEEN: "" if folder is None else str(folder.resolve())}
+    own = {
+        "PATH": os.pathsep.join([str(BIN), given.get("PATH", os.defpath)]),
+        "PYTHON": given.get("PYTHON") or sys.executable,
+        "PYTHONPATH": path,
+        desk.VARIABLE: mode,
+        desk.SEEN: "" if folder is None else str(folder.resolve()),
+        desk.TINY: "1" if tiny else "",
+    }
+    if tiny:
+        own["PYTEST_PLUGINS"] = ",".join(filter(None, [given.get("PYTEST_PLUGINS"), "bench.gpu.desk.few"]))
+    return {**given, **own}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 Everything is done when it is asked for, so that whoever waits has nothing to wait for.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -267,12 +268,17 @@ CUDNN_MODULE: dict[str, Any] = {
 }
 
 
+def _cudnn_mode(mode: str) -> int:
+    return ["RNN_RELU", "RNN_TANH", "LSTM", "GRU"].index(mode)
+
+
 def install() -> None:
     """Have ``torch.cuda`` and ``torch.backends.cudnn`` say so, for good."""
     for name, stand_in in CUDA.items():
         setattr(torch.cuda, name, stand_in)
     for name, stand_in in CUDNN_MODULE.items():
         setattr(torch.backends.cudnn, name, stand_in)
+    sys.modules["torch.backends.cudnn.rnn"].get_cudnn_mode = _cudnn_mode  # type: ignore[attr-defined]
     torch.Generator = Generator  # type: ignore[misc]
     # By which Triton asks for the stream; where torch does not have it, it asks for torch.cuda.current_stream.
     torch._C._cuda_getCurrentRawStream = lambda index: here.stream.cuda_stream  # type: ignore[attr-defined]
