@@ -17,7 +17,7 @@ import torch
 
 from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
 from bench.check import MismatchError
-from bench.gpu import command, decide
+from bench.gpu import command, decide, precompile
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
 from fastrnn._arguments import pattern, positive_float, positive_int
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
     command.add_parser(commands)
     decide.add_parser(commands)
+    precompile.add_parser(commands)
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")

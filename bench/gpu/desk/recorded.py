@@ -38,7 +38,9 @@ def watch() -> None:
     runtime = import_module("triton").knobs.runtime
 
     def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        _seen[Seen(fn.module, fn.jit_function.fn.__name__, compile["specialization_data"])] = None
+        specialization = json.loads(compile["specialization_data"])
+        del specialization["options"]["extern_libs"]  # a path here; Triton finds its own
+        _seen[Seen(fn.module, fn.jit_function.fn.__name__, json.dumps(specialization))] = None
         return False
 
     runtime.jit_cache_hook = hook
