@@ -354,7 +354,7 @@ def test_weights_are_flattened_as_torch_would(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda weight: True)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda mode: 2)
     monkeypatch.setattr(torch.cuda, "device_of", lambda weight: nullcontext())
-    monkeypatch.setattr(FakeTensor, "data_ptr", id)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda weight: id(weight))
     with FakeTensorMode():
         layer = torch.nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, bias=False, device="cuda")
         layer.flatten_parameters()
