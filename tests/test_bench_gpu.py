@@ -1,5 +1,6 @@
 """The benchmarks of GPUs, without one: on CPU tensors, by the host's clock."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from bench import contestants as everybody
 from bench import report, results, sanitize, targets, timing
@@ -293,6 +295,74 @@ def test_strategies_compute_under_their_plans_and_are_checked(monkeypatch: pytes
     assert set(measure.measure(replace(TASK, modes=("inference",)), 0.001).__next__().times) > {"fastrnn stepwise"}
 
 
+@pytest.mark.parametrize("benchmark", ["layer", "packed", "reset"])
+@pytest.mark.usefixtures("cpu", "strategies")
+def test_ratios_are_to_weights_that_cudnn_can_read(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch does not flatten a layer's weights, and as a CPU computes with them."""
+
+    def flatten(layer: torch.nn.RNNBase) -> torch.nn.RNNBase:
+        weights = list(layer.parameters())
+        buffer = torch.cat([weight.detach().flatten() for weight in weights])
+        parts = buffer.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.data = part.view_as(weight)
+        return layer
+
+    monkeypatch.setattr(contestants, "can_flatten", lambda layer: True)
+    monkeypatch.setattr(contestants, "flatten", flatten)
+    for row in measure.measure(replace(TASK, benchmark=benchmark, dtype="bfloat16", tf32=None), 0.001):
+        assert row.detail["flattened"] == {"torch.nn": False, results.FLATTENED: True}
+        assert row.baseline == results.FLATTENED
+        assert "torch.nn" in row.speedup
+        assert results.FLATTENED not in row.speedup
+        ours, flat = (row.times[name].median for name in ("fastrnn", results.FLATTENED))
+        assert row.speedup["fastrnn"] == row.ratio("fastrnn") == flat / ours
+        assert command.summary(row).startswith(f"{results.FLATTENED} ")
+        assert results.FLATTENED in row.detail["error_ratio"]  # it has computed the same
+    monkeypatch.setattr(contestants, "flattened", lambda layer: True)
+    assert results.FLATTENED not in next(measure.measure(TASK, 0.001)).times
+
+
+@pytest.mark.usefixtures("cpu")
+def test_weights_that_cannot_be_flattened_are_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flatten(layer: torch.nn.RNNBase) -> torch.nn.RNNBase:
+        raise RuntimeError("cuDNN has no such dtype")
+
+    monkeypatch.setattr(contestants, "can_flatten", lambda layer: True)
+    monkeypatch.setattr(contestants, "flatten", flatten)
+    row = next(measure.measure(TASK, 0.001))
+    assert row.baseline == "torch.nn"
+    assert row.detail["not_flattened"] == "RuntimeError: cuDNN has no such dtype"
+
+
+def test_weights_are_flattened_as_torch_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same operator with the same arguments, in the dtypes that torch itself flattens."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *given: asked.append(given))
+    monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda weight: True)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda mode: 2)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda weight: nullcontext())
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda weight: id(weight))
+    with FakeTensorMode():
+        layer = torch.nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, bias=False, device="cuda")
+        layer.flatten_parameters()
+        contestants.flatten(layer)
+    theirs, ours = asked[-2:]
+    assert all(a is b for a, b in zip(theirs[0], ours[0], strict=True))
+    assert theirs[1:] == ours[1:]
+
+
+@pytest.mark.gpu
+def test_weights_flattened_by_hand_compute_the_same() -> None:
+    layer = torch.nn.LSTM(32, 64, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(20, 16, 32, device="cuda", dtype=torch.bfloat16)
+    theirs = layer(x)[0]
+    flat = contestants.flatten(copy.deepcopy(layer))
+    assert contestants.flattened(flat)
+    torch.testing.assert_close(flat(x)[0], theirs)
+
+
 @pytest.mark.usefixtures("cpu")
 def test_graphs_are_captured_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[clock.Call] = []
@@ -347,6 +417,12 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
     small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
+    out = {"grid, registers, barrier": "wrong", "stepwise": "it hangs"}
+    for name, made in contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True), out).items():
+        assert name in ("fastrnn grid", "fastrnn polled")
+        assert (made.held, made.exchange) != ("registers", "barrier")
+    with pytest.raises(RuntimeError, match="by a strategy that is left out: stepwise: it hangs"):
+        contestants.forced_plans(replace(TASK, benchmark="reset", shape=Shape(2, 3, 512, 512)), out)
     assert list(small) == ["fastrnn resident", "fastrnn stepwise", "fastrnn grid", "fastrnn polled"]
     assert small["fastrnn polled"] == replace(small["fastrnn grid"], exchange="data")
     assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip

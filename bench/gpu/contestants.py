@@ -67,11 +67,16 @@ def prepare(task: Task, with_strategies: bool = True, left_out: Mapping[str, str
     layer = layer.to(DEVICE)
     shape = task.shape
     x = torch.randn(shape.steps, shape.batch, shape.input, device=DEVICE).to(DTYPES[task.dtype])
-    theirs = {BASELINE: layer}
+    theirs, not_flattened = {BASELINE: layer}, ""
     if not flattened(layer) and can_flatten(layer):
-        theirs[FLATTENED] = flatten(copy.deepcopy(layer))
+        try:
+            theirs[FLATTENED] = flatten(copy.deepcopy(layer))
+        except Exception as error:  # whatever torch or cuDNN raises: the layer as torch has it is to be measured
+            not_flattened = f"{type(error).__name__}: {error}"
     made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(theirs, ours, x)
     made.detail["flattened"] = {name: flattened(stack) for name, stack in theirs.items()}
+    if not_flattened:
+        made.detail["not_flattened"] = not_flattened
     plans = forced_plans(task, left_out) if with_strategies else {}
     stacks = {"": made.stacks["fastrnn"]} | ({LEAN: _with_lean_tape(layer)} if task.benchmark == "lean" else {})
     for name, plan in plans.items():

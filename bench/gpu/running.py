@@ -85,6 +85,14 @@ class Process:
             with suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, number)
 
+    def close(self) -> None:
+        """No more of its output."""
+        if self.output is not None:
+            self.output.close()
+        if self.popen is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(0.1)
+
     def reason(self) -> str:
         """Why it failed, in a line."""
         said = self.lines + self.log.with_suffix(".err").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -178,6 +186,7 @@ class Call:
         for process in processes:
             for line in process.new_lines(ended=True):
                 self.say(line)
+            process.close()
         took = time.monotonic() - begin
         bad = [process for process in processes if process.status != 0]
         for process in bad:
@@ -248,7 +257,6 @@ def main(arguments: list[str] | None = None) -> int:
     groups = {"first": FIRST, "second": SECOND}.get(name) or [GROUPS[part] for part in options.part]
     end = begin + (options.seconds or SECONDS[name])
     options.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and end what runs before
     link()
     with tempfile.TemporaryDirectory() as logs:
         python = os.environ.get("PYTHON") or sys.executable
@@ -308,4 +316,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and with it ends what runs
     sys.exit(main())

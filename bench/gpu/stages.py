@@ -182,11 +182,11 @@ FIRST = (
     Group("tests", 120, _tests, TESTED),
 )
 SECOND = (
-    Group("constants", 50, _measure("--part", "constants")),
-    Group("gru", 60, _measure("--part", "targets", *GRU, *HALF)),
-    Group("lstm-special", 60, _measure("--part", "targets", *LSTM, *HALF)),
-    Group("lstm-tf32", 40, _measure("--part", "targets", "--dtype", "float32", "--tf32", "on", *LSTM)),
-    Group("lean", 30, _measure("--part", "lean", *LSTM, *HALF)),
+    Group("constants", 45, _measure("--part", "constants")),
+    Group("gru", 50, _measure("--part", "targets", *GRU, *HALF)),
+    Group("lstm-special", 55, _measure("--part", "targets", *LSTM, *HALF)),
+    Group("lstm-tf32", 35, _measure("--part", "targets", "--dtype", "float32", "--tf32", "on", *LSTM)),
+    Group("lean", 25, _measure("--part", "lean", *LSTM, *HALF)),
     Group("cluster", 20, _measure("--part", "cluster")),
     Group("again", 30, _again, TESTED),
     Group("memcheck", 60, _memcheck, re.compile(r"=+ +(?:ERROR|Invalid|.*error).*")),
