@@ -18,7 +18,7 @@
 #
 # The machine needs torch, triton, pytest and a CUDA device, and no network: nothing is installed. The C++ engine is
 # built before (`make`), or there by --part build. What `python -m bench precompile` has compiled before, the kernels
-# for all of this, is found in TRITON_CACHE_DIR.
+# for all of this, is found in TRITON_CACHE_DIR (default: build/triton).
 #
 # In the environment: PYTHON (default: python3), OUT, TRITON_CACHE_DIR.
 

@@ -26,7 +26,6 @@ from fastrnn._arguments import positive_int
 ROOT = stages.ROOT
 FOLDER = ROOT / "build" / "precompiled"  # what is wanted, by sources; logs
 ARCHIVE = ROOT / "build" / "precompiled.tar.xz"
-CACHE = ROOT / "build" / "triton"
 SOURCES = ("kernels", "fastrnn", "bench", "tests")  # that decide what is launched
 EVERY = 50  # kernels, after which a line is printed
 MOST_BYTES = 60 * 10**6
@@ -54,7 +53,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def cache_folder() -> Path:
     """Triton's cache: where ``bench/gpu.sh`` has it as well."""
-    return Path(os.environ.get("TRITON_CACHE_DIR") or CACHE)
+    return Path(os.environ.get("TRITON_CACHE_DIR") or stages.CACHE)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from bench.gpu.strategies import STRATEGIES, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKERS = 14  # of the tests
+CACHE = ROOT / "build" / "triton"  # Triton's, which python -m bench precompile fills
+WORKERS = min(14, os.cpu_count() or 1)  # of the tests
 TEST_SECONDS = 60  # of each
 LONG_TESTS = ("ten_million_steps", "million_steps_of_polling")  # the barrier's group does the same
 AGAIN = 40  # failed tests at most
@@ -205,5 +206,6 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(CACHE),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
