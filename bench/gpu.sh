@@ -17,10 +17,10 @@
 # show them.
 #
 # The machine needs torch, triton, pytest and a CUDA device, and no network: nothing is installed. The C++ engine is
-# built before (`make`), or there by --part build. What `python -m bench precompile` has compiled before, the kernels
-# for all of this, is found in TRITON_CACHE_DIR.
+# built before (`make`), or there by --part build. The kernels for all of this can be compiled before, without a GPU, by
+# `python -m bench precompile`; with its archive in place, the first group fills Triton's cache and says whether it hits.
 #
-# In the environment: PYTHON (default: python3), OUT, TRITON_CACHE_DIR.
+# In the environment: PYTHON (default: python3), OUT, TRITON_CACHE_DIR (default: build/triton).
 
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1

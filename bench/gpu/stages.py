@@ -17,6 +17,7 @@ from typing import NamedTuple
 from bench.gpu.strategies import STRATEGIES, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "triton"  # Triton's: groups of files in it are found where they were made
 WORKERS = 14  # of the tests
 TEST_SECONDS = 60  # of each
 LONG_TESTS = ("ten_million_steps", "million_steps_of_polling")  # the barrier's group does the same
@@ -200,10 +201,13 @@ GROUPS = {group.name: group for group in (*FIRST, *SECOND, *BY_HAND)}
 
 
 def environment() -> dict[str, str]:
-    """For all processes: the checkout's own packages, lines as they are printed, and one thread for each process."""
+    """For all processes: the checkout's own packages, kernels that were compiled before, lines as they are printed, and
+    one thread for each process.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(CACHE)),
     }
