@@ -175,9 +175,9 @@ def _tune(known: Known) -> list[Command]:
 
 HALF, LSTM, GRU = ("--dtype", "bfloat16"), ("--cells", "lstm"), ("--cells", "gru")
 FIRST = (
-    Group("versions", 30, _versions),
+    Group("versions", 25, _versions),
     Group("smoke", 45, _smoke, re.compile(r"smoke: .*")),
-    Group("barrier", 45, _measure("--part", "barrier")),
+    Group("barrier", 50, _measure("--part", "barrier")),
     Group("lstm", 55, _measure("--part", "first", *LSTM, *HALF)),
     Group("lstm-graphs", 30, _measure("--part", "first", "--graphs", *LSTM, *HALF)),
     Group("tests", 120, _tests, TESTED),
