@@ -10,17 +10,17 @@
 # with a limit: a fault or a hang costs that group alone. Lines are printed as they come. A strategy of the kernels that
 # fails its smoke test is left out of all that follows, and named; tests that fail are run again by the second call.
 #
-# OUT_DIR (default: $OUT, else bench/results/gpu) has at most eight files: for each call the rows of measurements
+# OUT_DIR (default: $OUT, else bench/results/gpu) has eight files after both calls: for each the rows of measurements
 # (first.jsonl), what was printed (first.txt) and all logs (first-logs.tar.gz), kept up to date as groups end; and what
 # a later call goes by, left-out.json and failed-tests.txt, which also lie in out/gpu for a call with another OUT_DIR.
 # `python -m bench gpu-decide first.jsonl second.jsonl` writes what follows from the rows, anywhere; `report` and `plot`
-# show them.
+# show them. What tune measures, tuned.jsonl, is of the kind that kernels/gpus/NAME.jsonl has for a GPU.
 #
 # The machine needs torch, triton, pytest and a CUDA device, and no network: nothing is installed. The C++ engine is
-# built before (`make`), or there by --part build. What `python -m bench precompile` has compiled before, the kernels
-# for all of this, is found in TRITON_CACHE_DIR (default: build/triton).
+# built before (`make`), or there by --part build. The kernels for all of this can be compiled before, without a GPU, by
+# `python -m bench precompile`; with its archive in place, the first group fills Triton's cache and says whether it hits.
 #
-# In the environment: PYTHON (default: python3), OUT, TRITON_CACHE_DIR.
+# In the environment: PYTHON (default: python3), OUT, TRITON_CACHE_DIR (default: build/triton).
 
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1

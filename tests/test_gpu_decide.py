@@ -113,6 +113,8 @@ def test_constants_are_written_and_what_is_missing_is_named(tmp_path: Path, caps
 
 def test_who_is_to_blame_for_a_missed_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other, third = replace(SHAPE, batch=64), replace(SHAPE, batch=1)
+    what = "step with a barrier of 128 programs, of 1000, all right"
+    barrier = replace(constant("barrier", 1), detail={"what": what})
     printed, _ = decided(
         tmp_path,
         capsys,
@@ -121,16 +123,18 @@ def test_who_is_to_blame_for_a_missed_target(tmp_path: Path, capsys: pytest.Capt
         row(shape=third, torch=300, grid=200),
         row(mode="training", torch=300, grid=100),
         row(benchmark="packed", torch=600, grid=100),
+        barrier,
     )
     next_steps = printed.split("## What to do next")[1].splitlines()
     what = "- cuDNN's standard path, forward, lstm"
     (host,) = [line for line in next_steps if line.startswith(f"{what} {SHAPE} bfloat16: ")]
-    assert "1.33 of 2: bound by the host: by replays it is 2.22" in host  # against flattened weights
+    assert "1.333 of 2: bound by the host: by replays it is 2.22" in host  # against flattened weights
     (device,) = [line for line in next_steps if line.startswith(f"{what} {other} bfloat16: ")]
-    assert "1.50 of 2: bound by the device: by replays it is 1.58" in device
+    assert "1.5 of 2: bound by the device: by replays it is 1.58" in device
     (unknown,) = [line for line in next_steps if line.startswith(f"{what} {third} bfloat16: ")]
-    assert "1.50 of 2: by calls; measure it by replays" in unknown
+    assert "1.5 of 2: by calls; measure it by replays" in unknown
     assert "- cuDNN's standard path, training: met by the best strategies: plan by these records" in printed
+    assert "- steps with a barrier, all right, 128 programs: 1000 of 1e+07" in next_steps
     assert "- packed, forward: met by the best strategies" in printed
     assert "- FlashRNN's published time, forward: not measured" in printed
     table = printed.split("## Layers")[1].split("##")[0]
@@ -167,8 +171,14 @@ def test_all_targets_met_is_all_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
 def test_rows_of_one_gpu_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = row(torch=3, grid=1)
     other = replace(one, provenance=replace(one.provenance, device=replace(MADE_UP, name="another")))
-    for rows, named in (([make_row()], "none"), ([one, other], "NVIDIA H100 of a test, another")):
+    pretended = replace(one, provenance=replace(one.provenance, device=replace(MADE_UP, driver="a pretended one")))
+    for rows, message in (
+        ([make_row()], "expected rows of one GPU, got none"),
+        ([one, other], "expected rows of one GPU, got NVIDIA H100 of a test, another"),
+        ([pretended], "nothing follows from the rows of a pretended GPU"),
+    ):
         path = tmp_path / "rows.jsonl"
         results.write(path, rows)
         assert bench(["gpu-decide", str(path), "--out", str(tmp_path)]) == 2
-        assert f"expected rows of one GPU, got {named}" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
+        assert [path] == list(tmp_path.iterdir())

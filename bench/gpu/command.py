@@ -88,11 +88,11 @@ def run(options: argparse.Namespace) -> int:
             yield row
 
     results.write(options.out, counted(), options.append)
+    print(f"{done} rows measured: `python -m bench report {options.out}` makes tables, `plot` pictures")
     if late:
         print(f"left out: {late} rows, since {limit.reason}")
     for problem in problems:
         print(f"not timed: {problem}")
-    print(f"{done} rows measured: `python -m bench report {options.out}` makes tables, `plot` pictures")
     return 1 if problems else 0
 
 

@@ -22,6 +22,7 @@ from fastrnn.kernels.measured import GPUS, TORCH, Record, Work, file_stem, line
 from fastrnn.kernels.model import Constants
 
 RECORDED = ("layer", "packed")  # benchmarks whose work a plan can be asked for
+PRETENDED = "pretended"  # in the name or driver of a GPU that there is not, where a dry run says that there is
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -53,12 +54,15 @@ def device_of(rows: Sequence[Row]) -> Device:
     """The one GPU that rows are of.
 
     Raises:
-        ResultsError: there is none, or there are several.
+        ResultsError: there is none, or there are several, or it is a pretended one.
     """
     devices = {row.provenance.device.name: row.provenance.device for row in rows if row.provenance.device is not None}
     if len(devices) != 1:
         raise results.ResultsError(f"expected rows of one GPU, got {', '.join(sorted(devices)) or 'none'}")
-    return next(iter(devices.values()))
+    (device,) = devices.values()
+    if PRETENDED in f"{device.name} {device.driver}":
+        raise results.ResultsError(f"nothing follows from the rows of a pretended GPU: {device.name}, {device.driver}")
+    return device
 
 
 def _constants(rows: Sequence[Row], path: Path) -> str:
@@ -164,9 +168,11 @@ def targets_table(rows: Sequence[Row]) -> list[str]:
 def layers_table(rows: Sequence[Row]) -> list[str]:
     """In markdown: what the baseline takes, and how many times as fast our best strategy is, by calls and replays."""
     lines = ["| layer | mode | torch, µs | best strategy | by calls | by replays |", "|---|---|---|---|---|---|"]
-    replays = {_key(row): row for row in rows if row.detail.get("clock") == "graphs"}
-    for row in rows:
-        if row.detail.get("clock") != "events" or row.baseline not in row.times or not (names := _ours(row)):
+    calls, replays = (
+        {_key(row): row for row in rows if row.detail.get("clock") == how} for how in ("events", "graphs")
+    )
+    for row in calls.values():
+        if row.baseline not in row.times or not (names := _ours(row)):
             continue
         best = min(names, key=lambda name: row.times[name].median)
         replay = replays.get(_key(row))
@@ -208,15 +214,18 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
 def _missed(target: Target, rows: Sequence[Row]) -> Iterator[str]:
     """By whom time is lost, for each case that is behind what every case or their mean needs."""
     best = [targets.with_best_strategy(row) for row in rows]
-    by_calls, by_replays = ([row for row in best if row.detail.get("clock") == clock] for clock in ("events", "graphs"))
-    by_calls += [row for row in best if "clock" not in row.detail]
-    replays = {value.case: value for value in target.values(by_replays)}
-    for value in target.values(by_calls):
+    by_calls, by_replays, others = (
+        target.values([row for row in best if row.detail.get("clock") == clock]) for clock in ("events", "graphs", None)
+    )
+    replays = {value.case: value for value in by_replays}
+    needed = max(target.mean or 0, target.least or 0)
+    for value in (*by_calls, *others):
+        missed = f"{target.what}, {value.case}: {value.number:.4g}"
         if target.most is not None:
             if value.number > target.most:
-                yield f"{target.what}, {value.case}: {value.number:.3g}, {target.most:g} at most"
-        elif value.number < (needed := max(target.mean or 0, target.least or 0)):
-            yield f"{target.what}, {value.case}: {value.number:.2f} of {needed:g}: {_by_whom(value, replays, needed)}"
+                yield f"{missed}, {target.most:g} at most"
+        elif value.number < needed:
+            yield f"{missed} of {needed:g}" + (f": {_by_whom(value, replays, needed)}" if value in by_calls else "")
 
 
 def _by_whom(value: Value, replays: dict[str, Value], needed: float) -> str:

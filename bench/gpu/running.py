@@ -282,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
 def link() -> None:
     """What an installation in place does: a checkout has no ``fastrnn/kernels`` of its own."""
     folder = [str(ROOT / "fastrnn")]
-    found = (finder.find_spec("fastrnn.kernels", folder, None) for finder in sys.meta_path)
+    finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    found = (finder.find_spec("fastrnn.kernels", folder, None) for finder in finders)
     if not any(found):
         (ROOT / "fastrnn" / "kernels").unlink(missing_ok=True)  # a link to nowhere
         (ROOT / "fastrnn" / "kernels").symlink_to("../kernels")

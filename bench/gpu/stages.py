@@ -22,7 +22,7 @@ WORKERS = min(14, os.cpu_count() or 1)  # of the tests
 TEST_SECONDS = 60  # of each
 LONG_TESTS = ("ten_million_steps", "million_steps_of_polling")  # the barrier's group does the same
 AGAIN = 40  # failed tests at most
-FAILED = re.compile(r"(?:\[gw\d+\] \[ *\d+%\] )?(?:FAILED|ERROR) (tests/.+?)(?: - .*)?")  # a line of pytest's
+FAILED = re.compile(r"(?:\[gw\d+\] \[ *\d+%\] )?(?:FAILED|ERROR) (tests/.+?)(?: - .*)? *")  # a line of pytest's
 TESTED = re.compile(r".*\b(?:FAILED|ERROR|crashed)\b.*|=+ .*\d (?:passed|failed|error).*")
 
 
@@ -141,7 +141,9 @@ def _tests(known: Known) -> list[Command]:
 def _again(known: Known) -> list[Command]:
     if not known.failed_tests:
         raise NothingToDoError("no test has failed")
-    return [_pytest(known, *_on_workers(8, known.seconds - 5), "--tb=long", *known.failed_tests[:AGAIN])]
+    tests = known.failed_tests[:AGAIN]
+    workers = min(len(tests), WORKERS)
+    return [_pytest(known, *_on_workers(workers, known.seconds - 5), "--tb=long", *tests)]
 
 
 def _memcheck(known: Known) -> list[Command]:
@@ -175,9 +177,9 @@ def _tune(known: Known) -> list[Command]:
 
 HALF, LSTM, GRU = ("--dtype", "bfloat16"), ("--cells", "lstm"), ("--cells", "gru")
 FIRST = (
-    Group("versions", 30, _versions),
+    Group("versions", 25, _versions),
     Group("smoke", 45, _smoke, re.compile(r"smoke: .*")),
-    Group("barrier", 45, _measure("--part", "barrier")),
+    Group("barrier", 50, _measure("--part", "barrier")),
     Group("lstm", 55, _measure("--part", "first", *LSTM, *HALF)),
     Group("lstm-graphs", 30, _measure("--part", "first", "--graphs", *LSTM, *HALF)),
     Group("tests", 120, _tests, TESTED),
@@ -201,11 +203,13 @@ GROUPS = {group.name: group for group in (*FIRST, *SECOND, *BY_HAND)}
 
 
 def environment() -> dict[str, str]:
-    """For all processes: the checkout's own packages, lines as they are printed, and one thread for each process."""
+    """For all processes: the checkout's own packages, kernels that were compiled before, lines as they are printed, and
+    one thread for each process.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
-        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(CACHE),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(CACHE)),
     }
