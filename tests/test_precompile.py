@@ -110,11 +110,10 @@ def test_an_archive_of_another_triton_is_refused(tmp_path: Path) -> None:
 def test_kernels_that_are_others_here_are_missed(tmp_path: Path) -> None:
     """And named; a line says so, and nothing is raised."""
     archive = tmp_path / "kernels.tar.xz"
-    empty(archive, Kernel(SEEN, "key", "name"), modules=".so")
+    empty(archive, Kernel(SEEN, "key", "name"))
     status, printed = precompile("--check", archive, cache=tmp_path / "cache")
     assert status == 1
     assert "precompile: miss: 1 of 1 kernels are not those of abc: no_such_kernel" in printed
-    assert "launchers are for Python" in printed
     status, printed = precompile("--check", tmp_path / "none", cache=tmp_path / "cache")
     assert status == 1
     assert f"precompile: miss: there is no {tmp_path / 'none'}" in printed

@@ -37,14 +37,13 @@ class Compiler(NamedTuple):
         triton: the version.
         ptxas: the assembler's.
         key: of the build of Triton, as its cache takes it, shortened.
-        python: the version, and the ending of C modules that it can load.
+        python: the version.
     """
 
     triton: str
     ptxas: str
     key: str
     python: str
-    modules: str
 
     @classmethod
     def here(cls) -> "Compiler":
@@ -59,7 +58,6 @@ class Compiler(NamedTuple):
             ptxas=found[1] if found else "unknown",
             key=hashlib.sha256(triton_key().encode()).hexdigest()[:16],
             python=platform.python_version(),
-            modules=str(sysconfig.get_config_var("EXT_SUFFIX")),
         )
 
     def __str__(self) -> str:
@@ -188,12 +186,14 @@ class Found(NamedTuple):
         revision: of the sources.
         filed: kernels that Triton's cache has now.
         missing: kernels that it has not, since they are other ones here.
+        launchers: how many of them this Python can load.
     """
 
     compiler: Compiler
     revision: str | None
     filed: list[Kernel]
     missing: list[Kernel]
+    launchers: int
 
 
 def unpack(archive: Path, cache: Path) -> Found:
@@ -217,10 +217,11 @@ def unpack(archive: Path, cache: Path) -> Found:
     missing: list[Kernel] = []
     for number, kernel in enumerate(kernels):
         (filed if _filed(kernel, f"kernels/{number}/", contents) else missing).append(kernel)
-    for name, content in contents.items():
-        if name.startswith("modules/") and name.endswith(made_by.modules):
-            _write(cache / Path(name).relative_to("modules"), content)
-    return Found(made_by, manifest["revision"], filed, missing)
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+    modules = [name for name in contents if name.startswith("modules/") and name.endswith(suffix)]
+    for name in modules:
+        _write(cache / Path(name).relative_to("modules"), contents[name])
+    return Found(made_by, manifest["revision"], filed, missing, len(modules))
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -2,7 +2,9 @@
 
 Fills an archive with all kernels that ``bench/gpu.sh`` launches, for compute capability 9.0, and their launchers. On
 the machine with the GPU, ``python -m bench precompile --check`` fills Triton's cache with it and says whether it hits.
-Both need the same versions of Triton and Python, and the same sources: it is made last, of what travels.
+Both need the same version of Triton and the same sources: it is made last, of what travels. Where the other machine has
+another Python, ``--python python3.12`` makes launchers for that one as well, of which its headers are all that is
+needed; ``make PYTHON=python3.12`` would make all of the environment with it.
 """
 
 import argparse
@@ -17,10 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from bench import results
-from bench.gpu import carried, desk, stages, wanted
+from bench.gpu import carried, desk, launchers, stages, wanted
 from bench.gpu.carried import CarriedError, Compiler
 from bench.gpu.desk import recorded
 from bench.gpu.desk.recorded import Seen
+from bench.gpu.launchers import Headers
 from fastrnn._arguments import positive_int
 
 ROOT = stages.ROOT
@@ -41,6 +44,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--processes", type=positive_int, default=os.cpu_count() or 1, help="at a time (default: %(default)s)"
     )
+    parser.add_argument("--python", help="an interpreter of the version that the other machine has (default: this one)")
     parser.add_argument(
         "--check",
         nargs="?",
@@ -68,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     except CarriedError as error:
         print(f"precompile: miss: {error}", flush=True)
         return 1
+    except RuntimeError as error:
+        raise results.ResultsError(str(error)) from error
 
 
 def _check(archive: Path) -> int:
@@ -78,8 +84,8 @@ def _check(archive: Path) -> int:
     count = len(found.filed) + len(found.missing)
     anew = "" if found.compiler.key == here.key else f", filed anew for a build with key {here.key}"
     took = f"{time.monotonic() - begin:.1f} s"
-    if found.compiler.modules != here.modules:
-        print(f"precompile: launchers are for Python {found.compiler.python}, here is {here.python}: they are compiled")
+    if found.filed and not found.launchers:
+        print(f"precompile: no launchers for Python {here.python}, each is compiled on first use (see --python)")
     if found.missing:
         print(
             f"precompile: miss: {len(found.missing)} of {count} kernels are not those of {found.revision}: "
@@ -91,14 +97,16 @@ def _check(archive: Path) -> int:
 
 
 def _make(options: argparse.Namespace) -> int:
-    print(f"precompile: for {Compiler.here()}; with others nothing is found", flush=True)
+    headers = None if options.python is None else Headers.of(options.python)
+    also = "" if headers is None else f", launchers for {options.python} as well"
+    print(f"precompile: for {Compiler.here()}{also}; with another triton nothing is found", flush=True)
     if options.wanted is not None:
         kernels = recorded.read(options.wanted.read_text(encoding="utf-8"))
     else:
         kernels = list(dict.fromkeys(_wanted(options.jobs, options.processes)))
     failed: dict[Seen, str] = {}
     begin = time.monotonic()
-    for done, (seen, error) in enumerate(_compiled(kernels, options.processes), 1):
+    for done, (seen, error) in enumerate(_compiled(kernels, options.processes, headers), 1):
         if error:
             failed[seen] = error
             print(f"precompile: {seen.name}: {error}", flush=True)
@@ -142,16 +150,18 @@ def _sources() -> str:
     return made.hexdigest()[:16]
 
 
-def _compiled(kernels: Sequence[Seen], processes: int) -> Iterator[tuple[Seen, str]]:
+def _compiled(kernels: Sequence[Seen], processes: int, headers: Headers | None) -> Iterator[tuple[Seen, str]]:
     """Have Triton's cache hold kernels and their launchers: each, and why it could not be compiled, or nothing."""
     spawn = get_context("spawn")  # a fork might inherit locks that threads hold
-    with ProcessPoolExecutor(processes, spawn, partial(_prepare, str(cache_folder()))) as pool:
+    with ProcessPoolExecutor(processes, spawn, partial(_prepare, str(cache_folder()), headers)) as pool:
         yield from zip(kernels, pool.map(_compile, kernels, chunksize=4), strict=True)
 
 
-def _prepare(cache: str) -> None:
+def _prepare(cache: str, headers: Headers | None) -> None:
     os.environ |= {"TRITON_CACHE_DIR": cache, "TRITON_STORE_BINARY_ONLY": "1", "OMP_NUM_THREADS": "1"}
     desk.enter(tensors=False)
+    if headers is not None:
+        launchers.make_for(headers)
 
 
 def _compile(seen: Seen) -> str:

@@ -113,6 +113,7 @@ class Call:
         python: runs the groups.
         logs: the folder of logs, for the time of the call.
         arguments: for ``measure``.
+        patience: how many times its limit a group may take.
         passed, failed: groups, in words.
     """
 
@@ -123,6 +124,7 @@ class Call:
     python: str
     logs: Path
     arguments: Sequence[str] = ()
+    patience: float = 1.0
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -166,7 +168,7 @@ class Call:
         if self.left() < LEAST:
             self.failed.append(f"{group.name}: not begun, the time was up")
             return []
-        begin, seconds = time.monotonic(), min(group.seconds, self.left())
+        begin, seconds = time.monotonic(), min(self.patience * group.seconds, self.left())
         try:
             known = self.known(seconds)
             commands = group.commands(known)
@@ -261,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as logs:
         python = os.environ.get("PYTHON") or sys.executable
         folders = (options.out.resolve(), options.known.resolve())
-        call = Call(name, *folders, end, python, Path(logs), options.arguments)
+        call = Call(name, *folders, end, python, Path(logs), options.arguments, options.patience)
         for file in call.out.glob(f"{name}[.-]*"):
             file.unlink()
         for group, file_name in (("smoke", LEFT_OUT), ("tests", FAILED_TESTS)):
@@ -312,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--part", nargs="+", choices=list(GROUPS), metavar="GROUP", help=f"any of these, and {listed}")
     parser.add_argument("--known", type=Path, default=KNOWN, help="what a later call goes by (default: out/gpu)")
     parser.add_argument("--seconds", type=float, help="of the call (default: 285; with --part, 560)")
+    parser.add_argument("--patience", type=float, default=1.0, help="times the limits of groups, for slow machines")
     parser.add_argument("--arguments", nargs=argparse.REMAINDER, default=[], help="of python -m bench gpu, to the end")
     return parser
 

@@ -1,6 +1,7 @@
 """What ``torch.cuda`` offers, stood in for: the device's properties, streams and events on the host's clock, memory.
 
-Everything is done when it is asked for, so that whoever waits has nothing to wait for.
+Everything is done when it is asked for, so that whoever waits has nothing to wait for. Times are the host's, but that a
+kernel that is not compiled takes longer the larger its tensors are (:func:`spend`): some measurements rely on it.
 """
 
 import sys
@@ -39,17 +40,25 @@ class Properties:
 
 
 PROPERTIES = Properties()
+SECONDS_A_BYTE = 1e-9
+_busy = 0.0
+
+
+def spend(size: int) -> None:
+    """Have the device be busy for as long as so many bytes take it: time that events see, and nobody waits for."""
+    global _busy
+    _busy += size * SECONDS_A_BYTE
 
 
 class Event:
-    """A time of the host's clock."""
+    """A time of the host's clock, and what the device was busy for."""
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
         self.at: float | None = None
 
     def record(self, stream: object = None) -> None:
         """Now."""
-        self.at = time.perf_counter()
+        self.at = time.perf_counter() + _busy
 
     def query(self) -> bool:
         """Whether all is done that came before: it is."""
