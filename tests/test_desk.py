@@ -83,6 +83,12 @@ layer = torch.nn.GRU(3, 4, device="cuda")
 torch._cudnn_rnn_flatten_weight(layer._flat_weights, 4, 3, 3, 4, 0, 1, False, False)
 assert len({w.untyped_storage().data_ptr() for w in layer.parameters()}) == 1
 
+from bench.gpu.launched import touch
+with pytest.raises(ValueError, match=r"at 0\\) cannot be accessed from Triton"):
+    touch(torch.zeros(1))
+touch(torch.zeros(1, pin_memory=True))
+touch(x)
+
 before = torch.cuda.memory_allocated()
 torch.cuda.reset_peak_memory_stats()
 large = torch.zeros(1000, 250, device="cuda")

@@ -83,6 +83,8 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert "FAILED tests/test_cuda.py::test_b[lstm-grid, data polled-float32]" in printed
     assert "PASSED tests" not in printed
     assert "first: 3 passed, 3 failed" in printed
+    failed = (out / "failed-tests.txt").read_text()
+    assert failed == "tests/test_cuda.py::test_b[lstm-grid, data polled-float32]\n"
     files = sorted(path.name for path in out.rglob("*"))
     assert files == ["failed-tests.txt", "first-logs.tar.gz", "first.txt", "left-out.json"]
     with tarfile.open(out / "first-logs.tar.gz") as logs:

@@ -18,6 +18,17 @@ def holds(t: Tensor) -> bool:
         return False
 
 
+def pin(t: Tensor) -> Tensor:
+    """Have a tensor be the host's own memory that kernels can write to; returns it."""
+    t.untyped_storage()._pinned = True  # type: ignore[attr-defined]
+    return t
+
+
+def is_pinned(t: Tensor) -> bool:
+    """Whether it is."""
+    return hasattr(t.untyped_storage(), "_pinned")
+
+
 def take(t: Tensor) -> None:
     """Have a tensor's storage count as the device's memory, for as long as it lives."""
     global _allocated, _peak

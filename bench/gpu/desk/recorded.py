@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +29,11 @@ class Seen(NamedTuple):
     specialization: str
 
 
+    None
+)  # of a launch's arguments, where there is a device's memory
 _seen: dict[Seen, None] = {}
 launched: Counter[str] = Counter()  # by name, of kernels that were not compiled
+reachable: Callable[[int, Tensor], None] | None = None  # raises for what does not lie on the device
 
 
 def seen() -> list[Seen]:
@@ -74,7 +78,11 @@ class Nothing:
     def run(self, x: int, y: int, z: int, stream: int, function: int, packed: Any, metadata: Any, *rest: Any) -> None:
         """As a launcher is called: behind two hooks come the arguments."""
         launched[self.name] += 1
-        machine.spend(sum(t.nbytes for t in rest if isinstance(t, Tensor)))
+        for position, t in enumerate(rest[2:]):
+            if isinstance(t, Tensor):
+                if reachable is not None:
+                    reachable(position, t)
+                machine.spend(t.nbytes)
         if self.name == "grid_meeting":  # the one whose result somebody checks: numbers that were read wrong
             rest[2 + self.src.fn.arg_names.index("wrong_ptr")].zero_()
 

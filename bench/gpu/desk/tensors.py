@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.gpu.desk import machine, memory, operators
+from bench.gpu.desk import machine, memory, operators, recorded
 from bench.gpu.desk.memory import holds
 
 aten = torch.ops.aten
@@ -57,7 +57,7 @@ class Tensors(TorchDispatchMode):
         asked = device is not None and torch.device(device).type == "cuda"
         if asked:
             kwargs["device"] = CPU
-        kwargs.pop("pin_memory", None)
+        pinned = kwargs.pop("pin_memory", None)
         if any(there):
             _together(func, given, there)
             if func in WAITS:
@@ -72,6 +72,9 @@ class Tensors(TorchDispatchMode):
             # Of a packed sequence, the sizes of batches stay on the host.
             for t in _tensors(found[0] if func is aten._pack_padded_sequence.default else found):
                 memory.take(t)
+        if pinned:
+            machine.refuse_in_capture()
+            memory.pin(found)
         if machine.here.graph is not None and (marked or any(there)):
             _record(machine.here.graph, func, args, kwargs, found)
         return found
@@ -234,6 +237,12 @@ def _place(t: Tensor) -> torch.device:
     return machine.DEVICE if holds(t) else _device.__get__(t)  # type: ignore[attr-defined, no-any-return]
 
 
+def _reachable(position: int, t: Tensor) -> None:
+    """As Triton's launchers check what they are given."""
+    if t.numel() and not (holds(t) or memory.is_pinned(t)):
+        raise ValueError(f"Pointer argument (at {position}) cannot be accessed from Triton (cpu tensor?)")
+
+
 def _made(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """torch.tensor or torch.as_tensor, which copy what they made to the device."""
 
@@ -255,9 +264,11 @@ def install() -> None:
     Tensor.is_cuda = property(lambda t: holds(t) or _is_cuda.__get__(t))  # type: ignore[assignment, attr-defined]
     Tensor.is_cpu = property(lambda t: _is_cpu.__get__(t) and not holds(t))  # type: ignore[assignment, attr-defined]
     Tensor.get_device = lambda t: 0 if holds(t) else _get_device(t)  # type: ignore[assignment, method-assign]
-    Tensor.pin_memory = lambda t, device=None: t.clone()  # type: ignore[assignment, method-assign]
+    Tensor.pin_memory = lambda t, device=None: memory.pin(t.clone())  # type: ignore[assignment, method-assign]
+    Tensor.is_pinned = lambda t, device=None: memory.is_pinned(t)  # type: ignore[assignment, method-assign]
     Tensor.record_stream = lambda t, stream: None  # type: ignore[assignment, method-assign]
     torch.tensor, torch.as_tensor = _made(_tensor), _made(_as_tensor)
+    recorded.reachable = _reachable
     Tensors().__enter__()
     run = threading.Thread.run
 
