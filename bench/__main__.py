@@ -1,7 +1,7 @@
 """The command line: ``python -m bench cpu`` and ``gpu`` measure layers, ``workloads`` trains models, ``plot`` and
 ``report`` show what was measured.
 
-``gpu-constants`` writes what was measured of a GPU where the plan finds it; ``kernels`` compiles the Triton kernels and
+``gpu-decide`` writes what follows from rows of a GPU where plans find it; ``kernels`` compiles the Triton kernels and
 shows what they are made of. rich and matplotlib are imported where they are used: a GPU is measured where there may be
 neither.
 """
@@ -17,7 +17,7 @@ import torch
 
 from bench import contestants, cpu, packed, resets, results, roofline, scaling, streaming, tape, weights
 from bench.check import MismatchError
-from bench.gpu import command, constants
+from bench.gpu import command, decide, precompile
 from bench.grid import CELLS, GRIDS
 from bench.plan import DTYPES, Job, Plan
 from fastrnn._arguments import pattern, positive_float, positive_int
@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
     command.add_parser(commands)
-    constants.add_parser(commands)
+    decide.add_parser(commands)
+    precompile.add_parser(commands)
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")

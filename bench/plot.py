@@ -76,10 +76,12 @@ def _speedups(axes: Axes, rows: Sequence[Row], ours: str, other: str, shapes: Se
         shift = (place - (len(cells) - 1) / 2) * 0.6 / len(cells)
         own = [row for row in rows if row.case.cell == cell]
         height = [shapes.index(str(row.case.shape)) + shift for row in own]
-        low = [row.times[other].p20 / row.times[ours].p80 for row in own]
-        high = [row.times[other].p80 / row.times[ours].p20 for row in own]
+        against = [row.baseline if other == BASELINE else other for row in own]
+        low = [row.times[name].p20 / row.times[ours].p80 for row, name in zip(own, against, strict=True)]
+        high = [row.times[name].p80 / row.times[ours].p20 for row, name in zip(own, against, strict=True)]
+        ratios = [row.ratio(ours, name) for row, name in zip(own, against, strict=True)]
         colour = CELL_COLOURS[cell]
         axes.hlines(height, low, high, color=colour, alpha=0.35, linewidth=2.5)
-        axes.scatter([row.ratio(ours, other) for row in own], height, s=22, color=colour, label=cell, zorder=3)
+        axes.scatter(ratios, height, s=22, color=colour, label=cell, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yticks(range(len(shapes)), shapes, fontsize=8)

@@ -11,7 +11,7 @@ from bench.contestants import ONNX
 from bench.gpu import targets as gpu_targets
 from bench.gpu.targets import Judged
 from bench.plan import MODES
-from bench.results import BASELINE, Row
+from bench.results import BASELINE, FLATTENED, Row
 from bench.targets import Reached, reached
 from bench.workloads import NAMES
 from bench.workloads.tables import summary
@@ -19,6 +19,7 @@ from bench.workloads.tables import summary
 SHORT = {
     "torch.nn cell loop": "cell loop",
     ONNX: "ONNX",
+    FLATTENED: "flattened",
     "fastrnn resident": "resident",
     "fastrnn grid": "grid",
     "fastrnn stepwise": "stepwise",
@@ -52,7 +53,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def layers_table(rows: Sequence[Row], kind: str) -> Table:
     """How many times as fast as torch.nn each contestant is, by cell and shape, for rows of one kind."""
-    names = list(dict.fromkeys(name for row in rows for name in row.times if name != BASELINE))
+    names = list(dict.fromkeys(name for row in rows for name in row.times if name != row.baseline))
     table = Table(
         title=f"{kind}: times as fast as {BASELINE}",
         caption="ratios of medians, 20 % and 80 % in brackets; limit: the part of the machine's that fastrnn reaches",
@@ -193,9 +194,9 @@ def _fraction(row: Row) -> str:
 
 def _ratio(row: Row, name: str, spread: bool) -> str:
     """The ratio of medians, and how far it goes when both contestants' times spread: the nearest and the farthest."""
-    if name not in row.times or BASELINE not in row.times:
+    if name not in row.speedup:
         return ""
-    ours, theirs = row.times[name], row.times[BASELINE]
+    ours, theirs = row.times[name], row.times[row.baseline]
     colour = "green" if row.speedup[name] >= 1 else "red"
     ratio = f"[{colour}]{row.speedup[name]:.2f}[/{colour}]"
     return f"{ratio} [dim]({theirs.p20 / ours.p80:.2f}–{theirs.p80 / ours.p20:.2f})[/dim]" if spread else ratio

@@ -1,9 +1,9 @@
 """The one format of results: JSON lines, each a measurement with everything needed to read it years later.
 
 A row says what was run (``benchmark``, ``case``, ``threads``), what it took (``times`` in seconds for each contestant,
-and ``speedup``, the ratio of torch.nn's median to the contestant's), by what (``provenance``), and, in ``detail``, what
-only this benchmark has to say. Contestants of a row were timed in turns in one process: seconds of different rows, let
-alone of different machines, do not compare, ratios do. A row without times says in ``detail["not_measured"]`` why.
+and ``speedup``, the ratio of the baseline's median to the contestant's), by what (``provenance``), and, in ``detail``,
+what only this benchmark has to say. Contestants of a row were timed in turns in one process: seconds of different rows,
+let alone of different machines, do not compare, ratios do. A row without times says in ``detail["not_measured"]`` why.
 """
 
 import json
@@ -25,6 +25,8 @@ from bench.grid import Shape
 from bench.timing import Times
 
 BASELINE = "torch.nn"
+# On a GPU, where torch does not lay a layer's weights out as cuDNN reads them: the layer with weights that are.
+FLATTENED = "torch.nn, weights flattened"
 T = TypeVar("T")
 
 
@@ -128,11 +130,16 @@ class Row:
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def baseline(self) -> str:
+        """Whose time counts as torch.nn's: with flattened weights where torch itself does not flatten them."""
+        return FLATTENED if FLATTENED in self.times else BASELINE
+
+    @property
     def speedup(self) -> dict[str, float]:
-        """By contestant: the median of torch.nn over the contestant's (above 1: faster than torch.nn)."""
-        if BASELINE not in self.times:
+        """By contestant: the baseline's median over the contestant's (above 1: faster than the baseline)."""
+        if self.baseline not in self.times:
             return {}
-        return {name: self.ratio(name) for name in self.times if name != BASELINE}
+        return {name: self.ratio(name) for name in self.times if name != self.baseline}
 
     @property
     def place(self) -> str:
@@ -144,15 +151,15 @@ class Row:
         clock = ", graphs" if self.detail.get("clock") == "graphs" else ""
         return f"{device.name}{'' if tf32 is None else ', TF32' if tf32 else ', no TF32'}{clock}"
 
-    def ratio(self, name: str, against: str = BASELINE) -> float:
-        """The median of one contestant over that of another (above 1: the first one named is faster)."""
-        return self.times[against].median / self.times[name].median
+    def ratio(self, name: str, against: str | None = None) -> float:
+        """How many times as fast one contestant is as another, or as the baseline: a ratio of medians."""
+        return self.times[against or self.baseline].median / self.times[name].median
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as they come, so that an interrupted run keeps what it has measured."""
+def write(path: Path, rows: Iterable[Row], append: bool = False) -> None:
+    """Write rows as they come, so that an interrupted run keeps what it has measured; into a new file, or behind it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("a" if append else "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({**asdict(row), "speedup": row.speedup}) + "\n")
             file.flush()

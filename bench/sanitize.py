@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the cases; 0 is success, 1 a result that is not finite, 2 that there is nothing to run on."""
     parser = argparse.ArgumentParser(prog="python -m bench.sanitize", description="Tiny layers for compute-sanitizer.")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
+    parser.add_argument("--cells", nargs="+", choices=list(LAYERS), default=list(LAYERS), help="default: all")
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), metavar="S")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench.sanitize: there is no CUDA device here", file=sys.stderr)
@@ -38,21 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
     if find_spec("fastrnn.kernels.plan") is None:
         print("bench.sanitize: fastrnn has no kernels for GPUs", file=sys.stderr)
         return 2
-    bad = [name for name, finite in _cases(options.device) if not finite]
+    bad = [name for name, finite in _cases(options) if not finite]
     for name in bad:
         print(f"not finite: {name}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def _cases(device: str) -> Iterator[tuple[str, bool]]:
+def _cases(options: argparse.Namespace) -> Iterator[tuple[str, bool]]:
     """Each case by name, and whether its results are finite."""
-    for cell in LAYERS:
+    for cell in options.cells:
         for dtype, tape in KINDS:
-            for strategy, choices in STRATEGIES.items():
+            for strategy in options.strategies:
                 name = f"{cell} {dtype} {strategy}, {tape} tape"
                 print(name, flush=True)
-                with _forced(choices):
-                    yield name, _run(cell, DTYPES[dtype], tape, device)
+                with _forced(STRATEGIES[strategy]):
+                    yield name, _run(cell, DTYPES[dtype], tape, options.device)
 
 
 def _forced(choices: dict[str, Any]) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ class Constants:
     """What a GPU takes for each part of a step.
 
     The defaults are guesses for an H100, from data sheets and from what others have published: unmeasured.
-    ``python -m bench gpu --part latency`` measures all of them.
+    ``python -m bench gpu --part constants`` measures all of them.
 
     Attributes:
         barrier: seconds of a barrier of all programs, from the first store to the last load.

@@ -23,6 +23,7 @@ os.environ.setdefault(
 import fast
 import torch
 
+pytest_plugins = ["poison"]
 INTERPRETED = Path(__file__).parent / "interpreted"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 TRITON = importlib.util.find_spec("triton") is not None

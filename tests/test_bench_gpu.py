@@ -1,23 +1,26 @@
 """The benchmarks of GPUs, without one: on CPU tensors, by the host's clock."""
 
+import copy
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from bench import contestants as everybody
 from bench import report, results, sanitize, targets, timing
 from bench.__main__ import main as bench
-from bench.gpu import cases, clock, command, contestants, latency, measure, memory
+from bench.gpu import cases, clock, command, contestants, measure, memory, smoke, versions
 from bench.gpu.cases import Selection, Task
+from bench.gpu.desk import tiny
 from bench.grid import Shape
+from fastrnn.kernels.plan import Plan
 
 # Of torch with CUDA: the new names are not in every torch that fastrnn is for.
 pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32")
@@ -25,30 +28,21 @@ ROOT = Path(__file__).resolve().parent.parent
 GPU = results.Device("a GPU", "9.0", "580", "13.0", "91300", "3.6.0")
 TINY = ["--batch", "2", "--hidden", "5", "--steps", "3", "--seconds-per-case", "0.001"]
 TASK = Task("layer", "gru", Shape(2, 3, 5, 5), "float32", False)
+PLANS = {f"fastrnn {strategy}": Plan(strategy, "", warps=8) for strategy in ("resident", "stepwise")}
+RESIDENT, STEPWISE = map(str, PLANS.values())
 
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU in the place of a GPU, and small shapes where the command line chooses none."""
     monkeypatch.setattr(contestants, "DEVICE", "cpu")
-    monkeypatch.setattr(contestants, "forced_plans", lambda task: {})
+    monkeypatch.setattr(contestants, "forced_plans", lambda task, left_out: {})
     monkeypatch.setattr(clock, "by_events", timing.by_host)
     monkeypatch.setattr(clock, "captured", lambda call: call)
     monkeypatch.setattr(memory, "peak_bytes", lambda call, under: 2**20)
     monkeypatch.setattr(measure, "device", lambda: GPU)
     monkeypatch.setattr(measure, "gemm_rate", lambda dtype, tf32: 1e12)
-    monkeypatch.setattr(measure, "PRODUCT", 8)
-    monkeypatch.setattr(latency, "STEPS", ((2, 4),))
-    monkeypatch.setattr(latency, "COPIED", 2**20)
-    monkeypatch.setattr(command, "LATENCY_SECONDS", 0.001)
-    monkeypatch.setattr(cases, "STACKS", (Shape(2, 3, 4, 5, layers=2, directions=2),))
-    monkeypatch.setattr(cases, "RECORDED", (Shape(2, 3, 4, 5),))
-    monkeypatch.setattr(cases, "RESETS", (Shape(3, 6, 4, 5),))
-    monkeypatch.setattr(cases, "PACKED", (Shape(4, 6, 4, 5),))
-    monkeypatch.setattr(cases, "LEAN", (Shape(3, 6, 4, 5),))
-    monkeypatch.setattr(cases, "PUBLISHED", Shape(2, 7, 4, 5))
-    monkeypatch.setattr(cases, "TARGET_HIDDEN", (5,))
-    monkeypatch.setattr(cases, "TARGET_SHAPES", ({"batch": 2, "steps": 8}, {"batch": 2, "steps": 8, "layers": 2}))
+    tiny.install(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -57,13 +51,12 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     entered: list[str] = []
 
     @contextmanager
-    def forced(plan: str) -> Iterator[None]:
-        entered.append(plan)
+    def forced(plan: Plan) -> Iterator[None]:
+        entered.append(str(plan))
         yield
 
-    plans = {"fastrnn resident": "resident, 8 warps", "fastrnn stepwise": "stepwise, 4 warps"}
-    monkeypatch.setattr(contestants, "forced_plans", lambda task: plans)
-    monkeypatch.setattr(contestants, "_forced", forced)
+    monkeypatch.setattr(contestants, "forced_plans", lambda task, left_out: PLANS)
+    monkeypatch.setattr(contestants, "forced", forced)
     return entered
 
 
@@ -144,21 +137,23 @@ def test_everything_is_measured_and_shown(
     assert all(row.provenance.device == GPU for row in rows)
     assert all({"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} <= set(row.times) for row in layers)
     assert {(row.case.dtype, row.detail["tf32"]) for row in layers} == {("float32", False), ("bfloat16", None)}
-    assert set(strategies) == {"resident, 8 warps", "stepwise, 4 warps"}
+    assert set(strategies) == {RESIDENT, STEPWISE}
     row = next(row for row in layers if row.benchmark == "layer" and row.case.layers == 1)
     assert row.detail["plan"][0].keys() == {"engine", "kernel", "reason"}
-    assert row.detail["strategies"] == {
-        "fastrnn resident": "resident, 8 warps",
-        "fastrnn stepwise": "stepwise, 4 warps",
+    assert row.detail["strategies"] == {"fastrnn resident": RESIDENT, "fastrnn stepwise": STEPWISE}
+    assert row.detail["choices"]["fastrnn stepwise"] == {
+        name: value for name, value in asdict(PLANS["fastrnn stepwise"]).items() if name != "reason"
     }
+    assert row.detail["flattened"] == {"torch.nn": False}
     assert row.detail["clock"] == "events"
     assert row.detail["error_ratio"].keys() == {"fastrnn", "fastrnn resident", "fastrnn stepwise"}
     assert row.detail["gemm_fraction"]["fastrnn"] == row.detail["flops"] / row.times["fastrnn"].median / 1e12
+    assert f"`python -m bench report {out}` makes tables" in capsys.readouterr().out
+    assert bench(["report", str(out)]) == bench(["plot", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "a GPU, no TF32" in printed
     assert "resident" in printed
     assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-float32.png", "gpu-lean.png", "gpu.png"]
-    assert bench(["report", str(out)]) == 0
 
 
 @pytest.mark.usefixtures("cpu", "strategies")
@@ -175,8 +170,10 @@ def test_the_lean_tape_is_checked_timed_and_weighed(tmp_path: Path, capsys: pyte
     assert kept.keys() == row.detail["peak_bytes"].keys() == row.times.keys()
     assert y_bytes <= kept[ours[1]] == kept[ours[3]] < 1.25 * y_bytes < 5 * y_bytes < kept[ours[0]] == kept[ours[2]]
     late = measure.not_measured(replace(TASK, benchmark="lean"), "training", "the time was up")
-    command._show([row, late], tmp_path / "gpu.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu-lean.png"]
+    path = tmp_path / "gpu.jsonl"
+    results.write(path, [row, late])
+    assert bench(["report", str(path)]) == bench(["plot", str(path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-lean.png", "gpu.jsonl"]
     printed = capsys.readouterr().out
     assert "memory of a training call" in printed
     assert f"{kept[ours[1]] / y_bytes:.2f}" in printed
@@ -222,7 +219,7 @@ def test_when_time_is_up_rows_are_left_out_visibly(
     assert all(json.loads(line)["provenance"]["device"] for line in (tmp_path / "gpu.jsonl").read_text().splitlines())
     printed = capsys.readouterr().out
     assert "left out: 4 rows, since the time was up: 1 minutes" in printed
-    assert "not measured" in printed
+    assert "2 rows measured" in printed
 
 
 @pytest.mark.usefixtures("cpu")
@@ -260,12 +257,12 @@ def test_a_case_that_fails_does_not_end_the_run(
 @pytest.mark.usefixtures("cpu", "strategies")
 def test_a_strategy_that_cannot_run_is_left_out_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def forced(plan: str) -> Iterator[None]:
-        if plan.startswith("resident"):
+    def forced(plan: Plan) -> Iterator[None]:
+        if plan.strategy == "resident":
             raise RuntimeError("out of resource: shared memory\nRequired: 300000")
         yield
 
-    monkeypatch.setattr(contestants, "_forced", forced)
+    monkeypatch.setattr(contestants, "forced", forced)
     for row in measure.measure(TASK, 0.001):
         assert set(row.times) == {"torch.nn", "fastrnn", "fastrnn stepwise"}
         assert row.detail["left_out"] == {"fastrnn resident": "RuntimeError: out of resource: shared memory"}
@@ -277,8 +274,8 @@ def test_strategies_compute_under_their_plans_and_are_checked(monkeypatch: pytes
     under: list[str] = []
 
     @contextmanager
-    def forced(plan: str) -> Iterator[None]:
-        under.append(plan)
+    def forced(plan: Plan) -> Iterator[None]:
+        under.append(str(plan))
         yield
         under.pop()
 
@@ -286,16 +283,84 @@ def test_strategies_compute_under_their_plans_and_are_checked(monkeypatch: pytes
 
     def watched(stack: torch.nn.RNNBase) -> torch.nn.Module:
         ours = made(stack)
-        ours.weight_hh_l0.register_hook(lambda gradient: gradient * (2 if under == ["stepwise, 4 warps"] else 1))
+        ours.weight_hh_l0.register_hook(lambda gradient: gradient * (2 if under == [STEPWISE] else 1))
         return ours
 
-    monkeypatch.setattr(contestants, "_forced", forced)
+    monkeypatch.setattr(contestants, "forced", forced)
     monkeypatch.setattr(contestants, "fastrnn_stack", watched)
     inference, training = measure.measure(TASK, 0.001)
     for row in (inference, training):
         assert set(row.times) == {"torch.nn", "fastrnn", "fastrnn resident"}
         assert "the gradient of weight_hh_l0 is off" in row.detail["left_out"]["fastrnn stepwise"]
     assert set(measure.measure(replace(TASK, modes=("inference",)), 0.001).__next__().times) > {"fastrnn stepwise"}
+
+
+@pytest.mark.parametrize("benchmark", ["layer", "packed", "reset"])
+@pytest.mark.usefixtures("cpu", "strategies")
+def test_ratios_are_to_weights_that_cudnn_can_read(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch does not flatten a layer's weights, and as a CPU computes with them."""
+
+    def flatten(layer: torch.nn.RNNBase) -> torch.nn.RNNBase:
+        weights = list(layer.parameters())
+        buffer = torch.cat([weight.detach().flatten() for weight in weights])
+        parts = buffer.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.data = part.view_as(weight)
+        return layer
+
+    monkeypatch.setattr(contestants, "can_flatten", lambda layer: True)
+    monkeypatch.setattr(contestants, "flatten", flatten)
+    for row in measure.measure(replace(TASK, benchmark=benchmark, dtype="bfloat16", tf32=None), 0.001):
+        assert row.detail["flattened"] == {"torch.nn": False, results.FLATTENED: True}
+        assert row.baseline == results.FLATTENED
+        assert "torch.nn" in row.speedup
+        assert results.FLATTENED not in row.speedup
+        ours, flat = (row.times[name].median for name in ("fastrnn", results.FLATTENED))
+        assert row.speedup["fastrnn"] == row.ratio("fastrnn") == flat / ours
+        assert command.summary(row).startswith(f"{results.FLATTENED} ")
+        assert results.FLATTENED in row.detail["error_ratio"]  # it has computed the same
+    monkeypatch.setattr(contestants, "flattened", lambda layer: True)
+    assert results.FLATTENED not in next(measure.measure(TASK, 0.001)).times
+
+
+@pytest.mark.usefixtures("cpu")
+def test_weights_that_cannot_be_flattened_are_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flatten(layer: torch.nn.RNNBase) -> torch.nn.RNNBase:
+        raise RuntimeError("cuDNN has no such dtype")
+
+    monkeypatch.setattr(contestants, "can_flatten", lambda layer: True)
+    monkeypatch.setattr(contestants, "flatten", flatten)
+    row = next(measure.measure(TASK, 0.001))
+    assert row.baseline == "torch.nn"
+    assert row.detail["not_flattened"] == "RuntimeError: cuDNN has no such dtype"
+
+
+def test_weights_are_flattened_as_torch_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same operator with the same arguments, in the dtypes that torch itself flattens."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *given: asked.append(given))
+    monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda weight: True)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda mode: 2)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda weight: nullcontext())
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda weight: id(weight))
+    with FakeTensorMode():
+        layer = torch.nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True, bias=False, device="cuda")
+        layer.flatten_parameters()
+        contestants.flatten(layer)
+    theirs, ours = asked[-2:]
+    assert all(a is b for a, b in zip(theirs[0], ours[0], strict=True))
+    assert theirs[1:] == ours[1:]
+
+
+@pytest.mark.gpu
+def test_weights_flattened_by_hand_compute_the_same() -> None:
+    layer = torch.nn.LSTM(32, 64, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(20, 16, 32, device="cuda", dtype=torch.bfloat16)
+    theirs = layer(x)[0]
+    flat = contestants.flatten(copy.deepcopy(layer))
+    assert contestants.flattened(flat)
+    torch.testing.assert_close(flat(x)[0], theirs)
 
 
 @pytest.mark.usefixtures("cpu")
@@ -352,8 +417,14 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     h100 = plan.DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
     small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
-    assert list(small) == ["fastrnn resident", "fastrnn grid", "fastrnn stepwise", "fastrnn polled"]
-    assert small["fastrnn polled"] == replace(small["fastrnn grid"], exchange="data", reason="forced")
+    out = {"grid, registers, barrier": "wrong", "stepwise": "it hangs"}
+    for name, made in contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True), out).items():
+        assert name in ("fastrnn grid", "fastrnn polled")
+        assert (made.held, made.exchange) != ("registers", "barrier")
+    with pytest.raises(RuntimeError, match="by a strategy that is left out: stepwise: it hangs"):
+        contestants.forced_plans(replace(TASK, benchmark="reset", shape=Shape(2, 3, 512, 512)), out)
+    assert list(small) == ["fastrnn resident", "fastrnn stepwise", "fastrnn grid", "fastrnn polled"]
+    assert small["fastrnn polled"] == replace(small["fastrnn grid"], exchange="data")
     assert small["fastrnn stepwise"].stages == 3  # as it is planned where nothing fits on chip
     large = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True))
     assert {name: p.precision for name, p in large.items()} == dict.fromkeys(
@@ -365,7 +436,7 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
         "fastrnn recorded": ("stepwise", True),
     }
     for made in large.values():
-        with contestants._forced(made):
+        with contestants.forced(made):
             chosen = plan.plan(Work("gru", 3, 2, 512, 512, torch.float32), h100)
         assert replace(chosen, reason="") == replace(made, reason="")
 
@@ -380,62 +451,12 @@ def test_mistakes_in_arguments(arguments: list[str]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_all_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(["gpu", "--out", str(tmp_path / "gpu.jsonl")]) == 2
-    assert sanitize.main([]) == 2
-    assert capsys.readouterr().err.count("there is no CUDA device here") == 2
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), str(tmp_path / "out")]
-    done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "there is no CUDA device" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert sanitize.main([]) == smoke.main(["stepwise"]) == versions.main() == 2
+    assert capsys.readouterr().err.count("there is no CUDA device") == 4
 
 
-@pytest.mark.parametrize("parts", [[], ["targets"], [*cases.PARTS]], ids=["all", "one", "each"])
-def test_the_script_for_gpus_knows_every_part(parts: list[str], tmp_path: Path) -> None:
-    """By a python that writes down what it is to do, and does none of it."""
-    python, asked, out = tmp_path / "python", tmp_path / "asked", tmp_path / "out"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
-    python.chmod(0o755)
-    chosen = ["--part", *parts] if parts else []
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), str(out), *chosen, "--", "--batch", "16"]
-    subprocess.run(command, env=os.environ | {"PYTHON": str(python), "MINUTES": "5"}, capture_output=True)
-    suffix = "".join(f"-{part}" for part in parts)
-    options = ["--minutes 5", f"--out {out}/gpu{suffix}.jsonl", " ".join(chosen), "--batch 16"]
-    measured = [line for line in asked.read_text().splitlines() if line.startswith("-m bench gpu")]
-    assert measured == ["-m bench gpu " + " ".join(filter(None, options))]
-    assert f"passed: bench{suffix} (" in (out / "summary.txt").read_text()
-    tunes = [line for line in asked.read_text().splitlines() if line.startswith("-m fastrnn tune ")]
-    assert len(tunes) == (0 if parts else 1)
-    for line in tunes:
-        options = line.removeprefix("-m fastrnn tune ").split()
-        assert options[-13:-9] == ["--shape", "16,128,512,512", "16,128,256,256", "16,128,1024,1024"]
-
-
-def test_the_script_for_gpus_explains_itself() -> None:
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert ", ".join(cases.PARTS) in " ".join(said.split())
-    assert said.count("MINUTES=") == 2
-    wrong = subprocess.run([*command[:2], "--part", "speed"], capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stderr) == (2, "bench/gpu.sh: there is no part speed\n")
-
-
-@pytest.mark.usefixtures("cpu")
-def test_rich_and_matplotlib_are_not_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in [name for name in sys.modules if name.startswith(("rich", "matplotlib", "bench.report", "bench.plot"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("bench.report")
-    monkeypatch.delattr("bench.plot", raising=False)
-    monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    status, rows = run(tmp_path / "gpu.jsonl", *TINY, "--part", "forward", "--cells", "gru", "--dtype", "float16")
-    assert (status, len(rows)) == (0, 1)
-    printed = capsys.readouterr().out
-    assert "no tables" in printed
-    assert "no pictures" in printed
-    code = "import sys; sys.modules |= {'rich': None, 'matplotlib': None}; import bench.__main__"
+def test_rich_and_matplotlib_are_not_needed() -> None:
+    code = "import sys; sys.modules |= {'rich': None, 'matplotlib': None}; import bench.__main__, bench.gpu.smoke"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
@@ -448,6 +469,8 @@ def test_tiny_layers_are_run_and_looked_at(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sanitize, "find_spec", lambda name: name)
     assert sanitize.main(["--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4 * 2 * 4
+    assert sanitize.main(["--device", "cpu", "--cells", "lstm", "gru", "--strategies", "grid"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 2
     monkeypatch.setattr(sanitize, "_run", lambda *_: False)
     assert sanitize.main(["--device", "cpu"]) == 1
     assert "not finite: lstm float32 resident, full tape" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from layers import DTYPES, LAYOUTS, PARTS, Problem, draw, fast, readable, run, u
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
+from bench.gpu.clock import tf32
 from fastrnn import _cuda, engine, functional
 from fastrnn._accuracy import allowed, error
 from fastrnn.kernels.plan import DeviceFacts, device_facts, forced
@@ -90,10 +92,10 @@ def test_a_layer_without_data(cell: str) -> None:
 
 
 @pytest.fixture
-def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For results that are judged by those of a CPU."""
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", False)
+def without_tf32() -> Iterator[None]:
+    """For results that are judged by those of a CPU; not by monkeypatch, which cannot put torch's setting back."""
+    with tf32(False):
+        yield
 
 
 def on_gpu(p: Problem) -> Problem:

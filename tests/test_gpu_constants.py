@@ -10,7 +10,7 @@ from rows import make_row, seconds
 
 from bench import results, timing
 from bench.__main__ import main as bench
-from bench.gpu import clock, command, constants, contestants, latency, measure, meeting
+from bench.gpu import clock, command, constants, contestants, latency, measure, meeting, strategies
 from bench.timing import Times
 from fastrnn.kernels import model
 
@@ -56,29 +56,25 @@ def test_rows_that_are_no_constants(rows: list[results.Row], message: str) -> No
         constants.constants_of(rows)
 
 
-def test_constants_are_written_beside_what_the_file_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, out = tmp_path / "gpu.jsonl", tmp_path / "measured" / "a GPU.json"
-    results.write(rows, [constant_row("barrier", 2e-6), constant_row("shared", 1e11)])
-    assert bench(["gpu-constants", str(rows), "--out", str(out)]) == 0
+def test_constants_are_written_beside_what_the_file_has(tmp_path: Path) -> None:
+    rows, out = [constant_row("barrier", 2e-6), constant_row("shared", 1e11)], tmp_path / "measured" / "a GPU.json"
+    constants.write(out, constants.measured(rows))
     assert json.loads(out.read_text()) == {"constants": {"barrier": 2e-6, "shared": 1e11}}
-    printed = capsys.readouterr().out
-    assert "barrier: 2e-06" in printed
-    assert printed.count("not measured") == len(NAMES) - 2
     out.write_text(json.dumps({"times": [1, 2], "constants": {"launch": 1e-6}}))
-    assert bench(["gpu-constants", str(rows), "--out", str(out)]) == 0
+    constants.write(out, constants.measured(rows))
     written = json.loads(out.read_text())
     assert written == {"times": [1, 2], "constants": {"barrier": 2e-6, "shared": 1e11}}
-    assert model.Constants(**written["constants"]) == constants.constants_of(results.read(rows))
+    assert model.Constants(**written["constants"]) == constants.constants_of(rows)
 
 
 @pytest.mark.parametrize(("content", "message"), [("[1]", "expected a JSON object, got list"), ("{", "not JSON")])
 def test_a_file_of_something_else_stays_as_it_is(
     content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, out = tmp_path / "gpu.jsonl", tmp_path / "other.json"
+    rows, out = tmp_path / "gpu.jsonl", tmp_path / "a-GPU.json"
     results.write(rows, [constant_row("barrier", 2e-6)])
     out.write_text(content)
-    assert bench(["gpu-constants", str(rows), "--out", str(out)]) == 2
+    assert bench(["gpu-decide", str(rows), "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert out.read_text() == content
 
@@ -115,7 +111,7 @@ def test_a_constant_that_cannot_be_measured_does_not_keep_the_others_from_it(
     monkeypatch.setattr(constants, "MEASURES", measures)
     monkeypatch.setattr(command, "LATENCY_SECONDS", 1e-3)
     out = tmp_path / "gpu.jsonl"
-    assert bench(["gpu", "--part", "latency", "--out", str(out)]) == 1
+    assert bench(["gpu", "--part", "constants", "--out", str(out)]) == 1
     rows = results.read(out)
     assert [(row.detail["constant"], bool(row.times)) for row in rows] == [
         ("matrix", False),
@@ -127,6 +123,23 @@ def test_a_constant_that_cannot_be_measured_does_not_keep_the_others_from_it(
     assert "not timed: matrix: RuntimeError: out of resource: registers" in printed
     assert "not timed: rest_in_registers: ValueError: the model would need -1e-09" in printed
     assert "rest = 0.25" in printed
+
+
+@pytest.mark.usefixtures("device")
+def test_nothing_is_measured_by_a_strategy_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    assert set(constants.STRATEGIES) <= set(constants.MEASURES)
+    assert set(constants.STRATEGIES.values()) <= set(strategies.STRATEGIES)
+
+    def works(seconds: float, found: constants.Found) -> list[results.Row]:
+        return [constants._constant("launch", latency.row("nothing", lambda: None, seconds), 1.0)]
+
+    monkeypatch.setattr(constants, "MEASURES", dict.fromkeys(constants.MEASURES, works))
+    rows = list(constants.rows(1e-3, {"resident": "it hangs", "stepwise": "no"}))
+    assert [row.detail["constant"] for row in rows if not row.times] == ["rest"]
+    assert [row.detail.get("not_measured") for row in rows if not row.times] == [
+        "rest: LookupError: resident is left out"
+    ]
 
 
 @pytest.mark.parametrize(("few", "many"), [(2e-6, 2e-6), (2e-6, 1e-6)])

@@ -11,7 +11,9 @@ from bench.results import Case
 Numbers = tuple[str, bool | None]  # a dtype, and whether products are rounded to TF32, which only float32's can be
 
 # In the order in which they are measured.
-PARTS = ("latency", "barrier", "targets", "lean", "stacks", "reset", "packed", "recorded", "forward", "training")
+LEAST = ("constants", "latency", "barrier", "cluster")  # no layers, but what they take at least
+LAYERS = ("targets", "first", "lean", "stacks", "reset", "packed", "recorded", "forward", "training")
+PARTS = (*LEAST, *LAYERS)
 MEASURED = CELLS[:3]  # of rnn_relu there is little to learn that rnn_tanh does not tell
 BATCHES = (1, 16, 64, 256)
 HIDDEN = (64, 128, 256, 512, 768, 1024)
@@ -35,6 +37,7 @@ RECORDED = (Shape(1, 128, 256, 256), Shape(16, 1024, 256, 256), Shape(64, 128, 5
 PUBLISHED = Shape(16, 1024, 768, 768)
 # and, in kinds of numbers that cuDNN has no kernels for that keep weights on chip,
 STANDARD: tuple[Numbers, ...] = (("bfloat16", None), ("float32", True))
+FIRST = (PUBLISHED, Shape(16, 128, 512, 512), Shape(16, 128, 256, 256))  # before all else, on a GPU that is new to us
 # these hidden units, each in these shapes.
 TARGET_HIDDEN = (512, 256, 1024, 768)
 TARGET_SHAPES: tuple[dict[str, int], ...] = (
@@ -96,6 +99,7 @@ def tasks(selection: Selection) -> list[Task]:
     """All of them but latencies, each once: the most important first, since time may run out."""
     special = {
         "targets": _targets(selection),
+        "first": _each(selection, "layer", FIRST, STANDARD),
         "lean": _each(selection, "lean", LEAN, STANDARD, ("training",)),
         "stacks": _each(selection, "layer", STACKS),
         "reset": _each(selection, "reset", RESETS),

@@ -1,9 +1,8 @@
 """``python -m bench gpu``: rows as they are measured, until all are or the time is up."""
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,13 @@ from pathlib import Path
 import torch
 
 from bench import results
-from bench.gpu import cases, constants, contestants, latency, measure, meeting
+from bench.gpu import cases, cluster, constants, contestants, latency, measure, meeting, strategies
 from bench.gpu.cases import Selection, Task
 from bench.grid import CELLS
-from bench.results import BASELINE, Row
+from bench.results import Row
 from fastrnn._arguments import positive_float, positive_int
 
 LATENCY_SECONDS = 0.1  # of each
-WIDTH = 120  # of tables in a file or a pipe, which have no width of their own
 
 
 @dataclass
@@ -63,6 +61,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--minutes", type=positive_float, default=8.0, help="after which nothing is begun (default: %(default)s)"
     )
+    parser.add_argument("--left-out", type=Path, metavar="FILE", help="strategies that do not take part, of gpu.sh")
+    parser.add_argument("--append", action="store_true", help="write behind the rows that --out has")
     parser.add_argument("--out", type=Path, default=Path("out/gpu.jsonl"), help="results (default: %(default)s)")
 
 
@@ -73,46 +73,42 @@ def run(options: argparse.Namespace) -> int:
     selection = Selection(
         options.part, options.cells, options.dtype, options.tf32, options.batch, options.hidden, options.steps
     )
-    limit, problems = Limit(options.minutes), list[str]()
-    results.write(options.out, measured(selection, options, limit, problems))
-    rows = results.read(options.out)
-    late = sum(row.detail.get("not_measured") == limit.reason for row in rows)
-    print(f"results: {options.out}, {sum(bool(row.times) for row in rows)} rows measured")
+    try:
+        left_out = strategies.read_left_out(options.left_out)
+    except ValueError as error:
+        raise results.ResultsError(str(error)) from error
+    limit = Limit(options.minutes)
+    problems, done, late = list[str](), 0, 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal done, late
+        for row in measured(selection, options, limit, problems, left_out):
+            done += bool(row.times)
+            late += row.detail.get("not_measured") == limit.reason
+            yield row
+
+    results.write(options.out, counted(), options.append)
     if late:
         print(f"left out: {late} rows, since {limit.reason}")
-    _show(rows, options.out)
     for problem in problems:
         print(f"not timed: {problem}")
+    print(f"{done} rows measured: `python -m bench report {options.out}` makes tables, `plot` pictures")
     return 1 if problems else 0
 
 
-def _show(rows: Sequence[Row], path: Path) -> None:
-    """Tables and pictures, where there is what they are made with; else say how to have them elsewhere."""
-    try:
-        from rich.console import Console
-
-        from bench import report
-
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        for table in (*report.tables(rows), *report.targets_tables(rows)):
-            console.print(table)
-    except ImportError as missing:
-        print(f"no tables ({missing}): `python -m bench report {path}` makes them elsewhere")
-    try:
-        from bench import plot
-
-        for picture in plot.draw(rows, path.parent, path.stem):
-            print(f"picture: {picture}")
-    except ImportError as missing:
-        print(f"no pictures ({missing}): `python -m bench plot {path}` makes them elsewhere")
-
-
-def measured(selection: Selection, options: argparse.Namespace, limit: Limit, problems: list[str]) -> Iterator[Row]:
+def measured(
+    selection: Selection,
+    options: argparse.Namespace,
+    limit: Limit,
+    problems: list[str],
+    left_out: Mapping[str, str],
+) -> Iterator[Row]:
     """Every row that is asked for, in order; those that cannot be measured without times, but with the reason."""
     for part, least in (
+        ("constants", partial(constants.rows, LATENCY_SECONDS, left_out)),
         ("latency", partial(latency.rows, selection.numbers(), LATENCY_SECONDS)),
-        ("latency", partial(constants.rows, LATENCY_SECONDS)),
         ("barrier", partial(meeting.rows, LATENCY_SECONDS)),
+        ("cluster", partial(cluster.rows, LATENCY_SECONDS)),
     ):
         try:
             for row in least() if part in selection.parts else ():
@@ -129,7 +125,8 @@ def measured(selection: Selection, options: argparse.Namespace, limit: Limit, pr
         left, reason = list(task.modes), lost or limit.reason
         try:
             if not lost and not limit.over():
-                for row in measure.measure(task, options.seconds_per_case, options.graphs, not options.only_plan):
+                timed = (options.seconds_per_case, options.graphs, not options.only_plan, left_out)
+                for row in measure.measure(task, *timed):
                     left.remove(row.case.mode)
                     problems += _left_out(task, row)
                     print(f"{task} {row.case.mode}: {summary(row)}", flush=True)
@@ -148,11 +145,11 @@ def measured(selection: Selection, options: argparse.Namespace, limit: Limit, pr
 
 
 def summary(row: Row) -> str:
-    """Microseconds of torch.nn, and how many times as fast the others are."""
-    if BASELINE not in row.times:
+    """Microseconds of the baseline, and how many times as fast the others are."""
+    if row.baseline not in row.times:
         return "no times of torch.nn"
     ratios = ", ".join(f"{name.removeprefix('fastrnn ')} {ratio:.2f}" for name, ratio in row.speedup.items())
-    return f"{BASELINE} {1e6 * row.times[BASELINE].median:.0f} us; {ratios}"
+    return f"{row.baseline} {1e6 * row.times[row.baseline].median:.0f} us; {ratios}"
 
 
 def _left_out(task: Task, row: Row) -> Sequence[str]:

@@ -1,15 +1,13 @@
 """The constants of the kernels' cost model, measured: what a GPU takes for each part of a step.
 
-A row of ``python -m bench gpu --part latency`` says in ``detail["constant"]`` which of
+A row of ``python -m bench gpu --part constants`` says in ``detail["constant"]`` which of
 :class:`fastrnn.kernels.model.Constants` it is, and in ``detail["value"]`` its value in the model's unit. Last comes
-what is left of a layer's step when all else that the model knows is taken away. ``python -m bench gpu-constants``
-writes the values of a results file where the plan finds them.
+what is left of a layer's step when all else that the model knows is taken away. ``python -m bench gpu-decide`` writes
+the values of results where the plan finds them.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +21,7 @@ from bench.calls import calls
 from bench.gpu import contestants, latency, measure
 from bench.results import Row
 from fastrnn.kernels import model
-from fastrnn.kernels.measured import GPUS, Work, file_stem
+from fastrnn.kernels.measured import Work
 from fastrnn.kernels.model import Constants
 from fastrnn.kernels.plan import DeviceFacts, Plan, grid_plan, resident_plan
 
@@ -37,13 +35,19 @@ SEQUENCE = 2048  # steps of the layers whose rest is measured
 RESIDENT, SPREAD = 64, 512  # their hidden units, by the resident strategy and by the grid's
 BATCH = 16
 GATES = 4  # of their cell, the LSTM
+STRATEGIES = {"rest": "resident", "rest_in_registers": "grid, registers, barrier"}  # that constants are measured by
 
 Found = Mapping[str, float]  # constants that are measured by now
 Measure = Callable[[float, Found], list[Row]]  # the last row is the constant's
 
 
-def rows(seconds: float) -> Iterator[Row]:
-    """A row for each constant, and what it follows from; without times, but with the reason, where it has no value."""
+def rows(seconds: float, left_out: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """A row for each constant, and what it follows from; without times, but with the reason, where it has no value.
+
+    Args:
+        seconds: of timing each.
+        left_out: strategies that nothing is computed by, with the reasons (:mod:`bench.gpu.strategies`).
+    """
     if find_spec("triton") is None or contestants.DEVICE != "cuda":
         return
     from fastrnn.kernels import barrier
@@ -51,6 +55,8 @@ def rows(seconds: float) -> Iterator[Row]:
     found: dict[str, float] = {}
     for name, measured in MEASURES.items():
         try:
+            if (needed := STRATEGIES.get(name)) in (left_out or {}):
+                raise LookupError(f"{needed} is left out")
             made = measured(seconds, found)
             barrier.check(_device())  # where programs waited in vain, the time is that of giving up
             found[name] = made[-1].detail["value"]
@@ -256,7 +262,9 @@ def measured(rows: Sequence[Row]) -> dict[str, float]:
     """
     own = [row for row in rows if "value" in row.detail and row.detail.get("constant") is not None]
     if not own:
-        raise results.ResultsError("no row is a constant of the model: `python -m bench gpu --part latency` makes them")
+        raise results.ResultsError(
+            "no row is a constant of the model: `python -m bench gpu --part constants` makes them"
+        )
     devices = sorted({row.provenance.device.name if row.provenance.device else "a CPU" for row in own})
     if len(devices) > 1:
         raise results.ResultsError(f"the constants are of different devices: {', '.join(devices)}")
@@ -293,26 +301,3 @@ def write(path: Path, found: Found) -> None:
             raise results.ResultsError(f"{path}: expected a JSON object, got {type(content).__name__}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | {"constants": dict(found)}, indent=2) + "\n", encoding="utf-8")
-
-
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command that writes them."""
-    parser = commands.add_parser("gpu-constants", help="write a GPU's measured constants where the plan finds them")
-    parser.set_defaults(run=run)
-    parser.add_argument("results", type=Path, nargs="+", help="files of JSON lines, of `gpu --part latency`")
-    parser.add_argument("--out", type=Path, help="a JSON file (default: kernels/gpus/NAME.json, by the GPU's name)")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Write the constants of results; those that were not measured stay out, and are named."""
-    rows = [row for path in options.results for row in results.read(path)]
-    found = measured(rows)
-    device = next(row.provenance.device for row in rows if "value" in row.detail)
-    out = options.out or GPUS / f"{file_stem(device.name)}.json"
-    write(out, found)
-    for field in fields(Constants):
-        print(f"{field.name}: {found[field.name]:.4g}" if field.name in found else f"{field.name}: not measured")
-    print(
-        f"constants: {out}" + ", by which no plan goes before all are measured" * (len(found) < len(fields(Constants)))
-    )
-    return 0

@@ -1,7 +1,7 @@
 """Layers on the device that share one set of weights, and the strategies of fastrnn's kernels one by one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from bench.contestants import CELL_LOOP, CellLoop, fastrnn_stack, torch_stack
+from bench.gpu import strategies
 from bench.gpu.cases import Task
 from bench.packed import SHORTEST, Packed
 from bench.plan import DTYPES
 from bench.resets import PART, Loop, Resetting
-from bench.results import BASELINE
+from bench.results import BASELINE, FLATTENED
 
 DEVICE = "cuda"  # the current one
 LEAN = ", lean tape"  # behind the name of a strategy
 Contexts = dict[str, Callable[[], AbstractContextManager[None]]]
+Theirs = Mapping[str, nn.RNNBase]  # torch.nn's layer, and the one with flattened weights where it takes part
 
 
 @dataclass
@@ -45,10 +47,19 @@ class Prepared:
     under: Contexts = field(default_factory=dict)
 
 
-def prepare(task: Task, with_strategies: bool = True) -> Prepared:
+def prepare(task: Task, with_strategies: bool = True, left_out: Mapping[str, str] | None = None) -> Prepared:
     """Make the stacks of a case; fastrnn as its plan has it, and then with each strategy that it could have planned.
 
-    The reference is a copy of torch.nn's layer: in float64, and a loop over thousands of steps would take too long.
+    Where torch does not flatten its layer's weights, another such layer takes part whose weights are. The reference is
+    a copy of torch.nn's layer: in float64, and a loop over thousands of steps would take too long.
+
+    Args:
+        task: the case.
+        with_strategies: whether fastrnn's strategies take part one by one.
+        left_out: those that do not, by the names of :mod:`bench.gpu.strategies`.
+
+    Raises:
+        RuntimeError: fastrnn would compute the case by a strategy that is left out.
     """
     torch.manual_seed(0)
     layer = torch_stack(task.cell, task.shape, DTYPES[task.dtype])
@@ -56,50 +67,122 @@ def prepare(task: Task, with_strategies: bool = True) -> Prepared:
     layer = layer.to(DEVICE)
     shape = task.shape
     x = torch.randn(shape.steps, shape.batch, shape.input, device=DEVICE).to(DTYPES[task.dtype])
-    made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(layer, ours, x)
-    strategies = forced_plans(task) if with_strategies else {}
+    theirs, not_flattened = {BASELINE: layer}, ""
+    if not flattened(layer) and can_flatten(layer):
+        try:
+            theirs[FLATTENED] = flatten(copy.deepcopy(layer))
+        except Exception as error:  # whatever torch or cuDNN raises: the layer as torch has it is to be measured
+            not_flattened = f"{type(error).__name__}: {error}"
+    made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(theirs, ours, x)
+    made.detail["flattened"] = {name: flattened(stack) for name, stack in theirs.items()}
+    if not_flattened:
+        made.detail["not_flattened"] = not_flattened
+    plans = forced_plans(task, left_out) if with_strategies else {}
     stacks = {"": made.stacks["fastrnn"]} | ({LEAN: _with_lean_tape(layer)} if task.benchmark == "lean" else {})
-    for name, plan in strategies.items():
+    for name, plan in plans.items():
         for tape, stack in stacks.items():
             made.stacks[name + tape] = stack
-            made.under[name + tape] = partial(_forced, plan)
-    made.detail["strategies"] = {name: str(plan) for name, plan in strategies.items()}
+            made.under[name + tape] = partial(forced, plan)
+    made.detail["strategies"] = {name: str(plan) for name, plan in plans.items()}
+    made.detail["choices"] = {name: _choices(plan) for name, plan in plans.items()}
     return made
 
 
-def forced_plans(task: Task) -> Mapping[str, Any]:
-    """The strategies that fit a case, each with the best plan that fastrnn has for it, by the contestant's name."""
+def flattened(layer: nn.RNNBase) -> bool:
+    """Whether a layer's weights lie in one piece of memory, as cuDNN reads them: else it packs them at each call."""
+    return len({weight.untyped_storage().data_ptr() for weight in layer.parameters()}) == 1
+
+
+def can_flatten(layer: nn.RNNBase) -> bool:
+    """Whether cuDNN computes a layer, in a kind of numbers that it has."""
+    weight = next(layer.parameters())
+    return weight.is_cuda and torch.version.hip is None and torch.backends.cudnn.is_available()
+
+
+def flatten(layer: nn.RNNBase) -> nn.RNNBase:
+    """Have a layer's weights lie as cuDNN reads them, whatever torch knows of their dtype; returns the layer.
+
+    :meth:`torch.nn.RNNBase.flatten_parameters` does that for the dtypes in ``torch.backends.cudnn.CUDNN_TENSOR_DTYPES``
+    alone, which cuDNN's own list may be longer than.
+    """
+    from torch.backends.cudnn.rnn import get_cudnn_mode
+
+    mode, per_direction = get_cudnn_mode(layer.mode), 4 if layer.bias else 2
+    sizes = (layer.input_size, mode, layer.hidden_size, layer.proj_size, layer.num_layers)
+    with torch.no_grad():
+        torch._cudnn_rnn_flatten_weight(
+            layer._flat_weights, per_direction, *sizes, layer.batch_first, layer.bidirectional
+        )
+    return layer
+
+
+def forced_plans(task: Task, left_out: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+    """The strategies that fit a case, each with the best plan that fastrnn has for it, by the contestant's name.
+
+    Raises:
+        RuntimeError: fastrnn would compute the case by a strategy that is left out.
+    """
     if find_spec("fastrnn.kernels.plan") is None:
         return {}
-    from fastrnn import _cuda
-    from fastrnn.kernels.measured import Work
-    from fastrnn.kernels.plan import forced, plan_kernels
+    from fastrnn.kernels.plan import plan_kernels
 
-    shape, facts = task.shape, replace(_cuda.facts_of(torch.device(DEVICE)), records=())
-    sizes = (shape.steps, shape.batch, shape.input, shape.hidden)
-    work = Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, tf32=bool(task.tf32))
+    facts, work, left_out = _facts(), work_of(task), left_out or {}
     # where nothing fits one program, it may be spread over a grid; where nothing fits on chip, the plan is stepwise
-    plans = [plan_kernels(work, f) for f in (facts, replace(facts, shared_memory_per_block=0))]
+    on_chip, stepwise = (plan_kernels(work, f) for f in (facts, replace(facts, shared_memory_per_block=0)))
+    if task.benchmark == "reset" and (own := strategies.name_of(on_chip)) in left_out:
+        raise RuntimeError(f"fastrnn would compute it by a strategy that is left out: {own}: {left_out[own]}")
     if task.benchmark == "recorded":
-        return {"fastrnn stepwise": plans[1], "fastrnn recorded": replace(plans[1], graphs=True)}
-    with forced(strategy="grid"):
-        spread = plan_kernels(work, facts)
-    if spread.split > 1:  # else it does not fit
-        plans.insert(1, replace(spread, reason="the grid strategy"))
-    polled = {}
-    if spread.split > 1 and facts.vendor == "nvidia":
-        polled = {"fastrnn polled": replace(spread, exchange="data")}
-    return {f"fastrnn {plan.strategy}": plan for plan in plans} | polled
+        plans = {"fastrnn stepwise": stepwise, "fastrnn recorded": replace(stepwise, graphs=True)}
+    else:
+        plans = {f"fastrnn {plan.strategy}": plan for plan in (on_chip, stepwise)}
+        for exchange, contestant in (("barrier", "fastrnn grid"), ("data", "fastrnn polled")):
+            grids = {f"grid, {held}, {exchange}" for held in ("registers", "shared")}
+            if best := best_plan(task, grids - left_out.keys()):
+                plans[contestant] = best
+    return {name: plan for name, plan in plans.items() if strategies.name_of(plan) not in left_out}
 
 
-def _forced(plan: Any) -> AbstractContextManager[None]:
+def best_plan(task: Task, wanted: Collection[str]) -> Any:
+    """The plan of some strategies that the model of cost says is the fastest of theirs; None where none fits."""
+    from fastrnn.kernels.plan import candidates, seconds
+
+    facts, work = _facts(), work_of(task)
+    plans = list(candidates(work, facts))
+    plans += [replace(plan, exchange="data") for plan in plans if plan.strategy == "grid"]
+    able = [plan for plan in plans if strategies.name_of(plan) in wanted]
+    return min(able, key=lambda plan: seconds(plan, work, facts), default=None)
+
+
+def _facts() -> Any:
+    """Of the device, without what was measured on it: every strategy is to be measured anew."""
+    from fastrnn import _cuda
+
+    return replace(_cuda.facts_of(torch.device(DEVICE)), records=())
+
+
+def work_of(task: Task) -> Any:
+    """What a layer of a case has to compute: a :class:`fastrnn.kernels.measured.Work`."""
+    from fastrnn.kernels.measured import Work
+
+    shape = task.shape
+    sizes = (shape.steps, shape.batch, shape.input, shape.hidden)
+    return Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, tf32=bool(task.tf32))
+
+
+def _choices(plan: Any) -> dict[str, Any]:
+    from fastrnn._contest import choices
+
+    return choices(plan)
+
+
+def forced(plan: Any) -> AbstractContextManager[None]:
     from fastrnn._contest import way
 
     return way(plan)
 
 
-def _dense(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
-    return Prepared({BASELINE: layer, "fastrnn": ours}, x, copy.deepcopy(layer))
+def _dense(theirs: Theirs, ours: nn.Module, x: Tensor) -> Prepared:
+    return Prepared({**theirs, "fastrnn": ours}, x, copy.deepcopy(theirs[BASELINE]))
 
 
 def _with_lean_tape(layer: nn.RNNBase) -> nn.Module:
@@ -108,22 +191,23 @@ def _with_lean_tape(layer: nn.RNNBase) -> nn.Module:
     return stack
 
 
-def _packed(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
+def _packed(theirs: Theirs, ours: nn.Module, x: Tensor) -> Prepared:
     steps, batch = x.shape[:2]
     lengths = torch.randint(max(1, steps // SHORTEST), steps + 1, (batch,))
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    stacks: dict[str, nn.Module] = {BASELINE: Packed(layer, packed), "fastrnn": Packed(ours, packed)}
-    reference = Packed(copy.deepcopy(layer), packed)
+    stacks = {name: Packed(stack, packed) for name, stack in {**theirs, "fastrnn": ours}.items()}
+    reference = Packed(copy.deepcopy(theirs[BASELINE]), packed)
     sizes = packed.batch_sizes.tolist()
     return Prepared(stacks, packed.data, reference, {"lengths": lengths.tolist()}, sizes)
 
 
-def _reset(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
+def _reset(theirs: Theirs, ours: nn.Module, x: Tensor) -> Prepared:
     reset = torch.rand(x.shape[:2], device=DEVICE) < PART
-    cells = [CellLoop(layer).cells[0].to(DEVICE) for _ in range(2)]
-    loops = [Loop(network, reset, layer.hidden_size) for network in (layer, *cells)]
-    stacks = {BASELINE: loops[0], CELL_LOOP: loops[1], "fastrnn": Resetting(ours, reset)}
-    return Prepared(stacks, x, loops[2], {"resets": int(reset.sum())})
+    layer = theirs[BASELINE]
+    *networks, reference = (*theirs.values(), *(CellLoop(layer).cells[0].to(DEVICE) for _ in range(2)))
+    loops = [Loop(network, reset, layer.hidden_size) for network in networks]
+    stacks = {**dict(zip((*theirs, CELL_LOOP), loops, strict=True)), "fastrnn": Resetting(ours, reset)}
+    return Prepared(stacks, x, Loop(reference, reset, layer.hidden_size), {"resets": int(reset.sum())})
 
 
 def context(made: Prepared, name: str) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """The check and the rows of a case on a GPU."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -23,7 +23,13 @@ PRODUCT_SECONDS = 0.1
 LEAST_TURNS = 5
 
 
-def measure(task: Task, seconds: float, graphs: bool = False, with_strategies: bool = True) -> Iterator[Row]:
+def measure(
+    task: Task,
+    seconds: float,
+    graphs: bool = False,
+    with_strategies: bool = True,
+    left_out: Mapping[str, str] | None = None,
+) -> Iterator[Row]:
     """Check the contestants, then time them in each mode of the task.
 
     A contestant that cannot run, or computes something else, is left out, and the rows say why; of fastrnn as it plans
@@ -34,18 +40,18 @@ def measure(task: Task, seconds: float, graphs: bool = False, with_strategies: b
         seconds: for each row, all contestants together.
         graphs: whether to time replays of CUDA graphs.
         with_strategies: whether fastrnn's strategies take part one by one.
+        left_out: those that do not, with the reasons (:mod:`bench.gpu.strategies`).
 
     Raises:
         MismatchError: fastrnn computes something else than torch.nn.
+        RuntimeError: fastrnn would compute it by a strategy that is left out.
     """
     with nullcontext() if task.tf32 is None else clock.tf32(task.tf32):
-        made = contestants.prepare(task, with_strategies)
+        made = contestants.prepare(task, with_strategies, left_out)
         training = "training" in task.modes
-        left_out = _not_able(made, training)
-        others = {name: stack for name, stack in made.stacks.items() if name != BASELINE and name not in left_out}
-        error_ratio = check_stacks(
-            others, made.stacks[BASELINE], made.x, made.reference, training, left_out, made.under
-        )
+        failed = _not_able(made, training)
+        others = {name: stack for name, stack in made.stacks.items() if name != BASELINE and name not in failed}
+        error_ratio = check_stacks(others, made.stacks[BASELINE], made.x, made.reference, training, failed, made.under)
         with torch.no_grad():
             explained = fastrnn.explain(made.stacks["fastrnn"], made.x)
         detail = {
@@ -55,10 +61,12 @@ def measure(task: Task, seconds: float, graphs: bool = False, with_strategies: b
             "clock": "graphs" if graphs else "events",
             "plan": [{"engine": e.engine, "kernel": e.kernel, "reason": e.reason} for e in explained.layers],
         }
-        stacks = {name: stack for name, stack in made.stacks.items() if name not in left_out}
+        if left_out:
+            detail["strategies_left_out"] = dict(left_out)
+        stacks = {name: stack for name, stack in made.stacks.items() if name not in failed}
         made.reference = torch.nn.Identity()  # its memory is wanted
         for mode in task.modes:
-            own = dict(left_out)
+            own = dict(failed)
             contenders = {
                 name: clock.Call(run, made.under.get(name, nullcontext))
                 for name, run in calls(stacks, made.x, mode).items()

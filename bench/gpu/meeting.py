@@ -1,11 +1,12 @@
 """What it takes on a GPU that programs hand numbers to each other, and whether it holds for millions of steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 
-from bench.gpu import contestants, latency
+from bench.gpu import contestants, latency, measure
 from bench.results import Row
 
 PROGRAMS = (16, 64, 128)  # or as many as run at the same time
@@ -18,10 +19,9 @@ HOW = {"barrier": "with a barrier", "data": "with data polled"}
 
 
 def rows(seconds: float, steps: int = STEPS, long: int = LONG, polled: int = POLLED) -> Iterator[Row]:
-    """The time of a step for several numbers of programs and both exchanges; then, once each, many steps.
+    """For each exchange the time of a step by several numbers of programs; then, once, many steps.
 
-    Raises:
-        RuntimeError: a program read what was not there yet, or waited in vain.
+    Where a program has read what was not there yet, or waited in vain, the row of many steps is without times.
     """
     if find_spec("triton") is None or contestants.DEVICE != "cuda":
         return
@@ -31,19 +31,24 @@ def rows(seconds: float, steps: int = STEPS, long: int = LONG, polled: int = POL
     device = torch.device("cuda", torch.cuda.current_device())
     most = barrier.most_programs(device) or 1
     counts = sorted({min(programs, most) for programs in PROGRAMS})
+    at_length: dict[str, tuple[int, int, Callable[[], int]]] = {  # which wait for the end
+        "barrier": (counts[-1], long, lambda: int(meet(counts[-1], long, device).sum())),
+        "data": (most, polled, lambda: poll_under_load(most, polled, steps, device)),
+    }
     for how, words in HOW.items():
         for programs in counts:
             what = f"step {words} of {programs} programs"
-            yield latency.row(what, lambda n=programs, how=how: meet(n, steps, device, how), seconds, calls=steps)
-    for how, programs, many, wrong in (
-        ("barrier", counts[-1], long, int(meet(counts[-1], long, device).sum())),  # which waits for the end
-        ("data", most, polled, poll_under_load(most, polled, steps, device)),
-    ):
-        barrier.check(device)
-        if wrong:
-            raise RuntimeError(f"{wrong} wrong numbers in {many} steps {HOW[how]} of {programs} programs")
-        what = f"step {HOW[how]} of {programs} programs, of {many}, all right"
-        yield latency.row(what, lambda n=programs, how=how: meet(n, steps, device, how), seconds, calls=steps)
+            yield latency.row(what, partial(meet, programs, steps, device, how), seconds, calls=steps)
+        programs, many, wrong = at_length[how]
+        what = f"step {words} of {programs} programs, of {many}, all right"
+        try:
+            if found := wrong():
+                raise ArithmeticError(f"{found} wrong numbers")
+            barrier.check(device)
+        except Exception as error:  # whatever a launch raises: the other exchange is to be measured all the same
+            yield latency.of_times(what, {}, {"not_measured": f"{what}: no: {measure.first_line(error)}"})
+        else:
+            yield latency.row(what, partial(meet, programs, steps, device, how), seconds, calls=steps)
 
 
 def poll_under_load(programs: int, steps: int, at_once: int, device: torch.device) -> int:

@@ -94,14 +94,14 @@ def _named(row: Row) -> str:
     return f"{row.case.cell} {row.case.shape} {row.case.dtype}"
 
 
-def _ratio(row: Row, *against: str) -> Value:
-    """To the fastest of those that are there."""
-    ratios = [row.ratio("fastrnn", name) for name in against if name in row.times]
+def _ratio(row: Row, *others: str) -> Value:
+    """To the fastest of the baseline and those others that are there."""
+    ratios = [row.ratio("fastrnn", name) for name in (row.baseline, *others) if name in row.times]
     return Value(_named(row), min(ratios))
 
 
 def _standard(mode: str) -> Callable[[Sequence[Row]], list[Value]]:
-    return lambda rows: [_ratio(row, BASELINE) for row in _of(rows, mode) if is_standard(row)]
+    return lambda rows: [_ratio(row) for row in _of(rows, mode) if is_standard(row)]
 
 
 def _published(rows: Sequence[Row], mode: str, dtype: str) -> Iterator[Row]:
@@ -113,7 +113,7 @@ def _published(rows: Sequence[Row], mode: str, dtype: str) -> Iterator[Row]:
 
 
 def _best_case(mode: str) -> Callable[[Sequence[Row]], list[Value]]:
-    return lambda rows: [_ratio(row, BASELINE) for row in _published(rows, mode, "float16")]
+    return lambda rows: [_ratio(row) for row in _published(rows, mode, "float16")]
 
 
 def _flashrnn(mode: str) -> Callable[[Sequence[Row]], list[Value]]:
@@ -129,8 +129,8 @@ def _flashrnn(mode: str) -> Callable[[Sequence[Row]], list[Value]]:
     return values
 
 
-def _special(benchmark: str, mode: str, *against: str) -> Callable[[Sequence[Row]], list[Value]]:
-    return lambda rows: [_ratio(row, *against) for row in _of(rows, mode) if row.benchmark == benchmark]
+def _special(benchmark: str, mode: str, *others: str) -> Callable[[Sequence[Row]], list[Value]]:
+    return lambda rows: [_ratio(row, *others) for row in _of(rows, mode) if row.benchmark == benchmark]
 
 
 def _lean(number: Callable[[Row, str, str], float]) -> Callable[[Sequence[Row]], list[Value]]:
@@ -168,10 +168,10 @@ TARGETS = (
     Target("cuDNN's best case, training", _best_case("training"), least=1),
     Target("FlashRNN's published time, forward", _flashrnn("inference"), least=2),
     Target("FlashRNN's published time, training", _flashrnn("training"), least=2),
-    Target("packed, forward", _special("packed", "inference", BASELINE), least=5),
-    Target("packed, training", _special("packed", "training", BASELINE), least=5),
-    Target("reset: faster loop, forward", _special("reset", "inference", BASELINE, CELL_LOOP), least=20),
-    Target("reset: faster loop, training", _special("reset", "training", BASELINE, CELL_LOOP), least=20),
+    Target("packed, forward", _special("packed", "inference"), least=5),
+    Target("packed, training", _special("packed", "training"), least=5),
+    Target("reset: faster loop, forward", _special("reset", "inference", CELL_LOOP), least=20),
+    Target("reset: faster loop, training", _special("reset", "training", CELL_LOOP), least=20),
     Target("lean tape: bytes kept / of y", _lean(_kept), most=1.25),
     Target("lean tape: peak / full tape's", _lean(_peak), most=1),
     Target("steps with a barrier, all right", _barrier, least=BARRIER_STEPS),
