@@ -131,7 +131,7 @@ def backward(
     state: Tensor = cells if has_c else y if h_before is None or not gated else h_before
     if again:
         gates, recurrent = local(call.width * call.hidden, call.compute), local(call.gates * call.hidden, call.compute)
-        state = local(call.hidden, call.compute) if has_c else h_before
+        state = local(call.hidden, call.compute) if has_c or h_before is None else h_before
     # Two directions add up in dx: the second to the first or, where chunks of them meet, to nothing.
     meet = bidirectional and (steps < call.steps or call.batch == 0)
     dx = x.new_empty((0,)) if not need_x else (x.new_zeros if meet else x.new_empty)(call.x.shape)
