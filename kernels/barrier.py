@@ -14,7 +14,9 @@ where the launch was captured in a graph: before and after every launch, hence a
 kernel, and whenever :func:`check` is called.
 """
 
+import ctypes
 import threading
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastrnn.kernels import launcher
 from fastrnn.kernels.graphs import capturing
 
 APART = 32  # counters, of 4 bytes each, do not share a cache line
@@ -62,16 +65,21 @@ class _Errors:
         with torch.inference_mode(False):  # or it could not be cleared outside of it
             pinned = device.type == "cuda"
             self.words = torch.zeros(MOST_KERNELS * WORDS_APART, dtype=torch.int32, device="cpu", pin_memory=pinned)
-        self.kernels: list[str] = []
+        size = self.words.numel() * self.words.itemsize
+        self.memory = (ctypes.c_ubyte * size).from_address(self.words.data_ptr())  # of the words, to look without torch
+        self.no_words = bytes(size)
+        self.kernels: dict[str, Tensor] = {}
 
     def word(self, kernel: str) -> Tensor:
-        if kernel not in self.kernels:
-            self.kernels.append(kernel)
-        at = WORDS_APART * self.kernels.index(kernel)
-        return self.words[at : at + 1]
+        word = self.kernels.get(kernel)
+        if word is None:
+            with _lock:
+                at = WORDS_APART * len(self.kernels)
+                word = self.kernels.setdefault(kernel, self.words[at : at + 1])
+        return word
 
     def check(self) -> None:
-        if not self.words.any():
+        if bytes(self.memory) == self.no_words:
             return
         found = self.words[::WORDS_APART].tolist()
         self.words.zero_()
@@ -87,6 +95,9 @@ _lock = threading.Lock()  # autograd computes on threads of its own
 
 
 def _errors_of(device: torch.device) -> _Errors:
+    known = _errors.get(device)
+    if known is not None:
+        return known
     with _lock:
         if device not in _errors:
             if capturing(device):  # which does not allow what pins memory
@@ -109,8 +120,11 @@ def check(device: torch.device) -> None:
 
 def most_programs(device: torch.device) -> int | None:
     """How many programs certainly run at the same time: one on every multiprocessor. None where that is no question."""
-    if device.type != "cuda":
-        return None
+    return None if device.type != "cuda" else _processors(device)
+
+
+@cache
+def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -134,8 +148,8 @@ def launch(
 ) -> None:
     """Launch a kernel whose programs wait for each other, all of them at the same time.
 
-    Beside ``arguments`` and ``constants`` the kernel gets ``counter_ptr`` (``counters`` of them, :data:`APART` apart),
-    ``error_ptr`` and ``patience``.
+    Behind ``arguments`` the kernel gets ``counter_ptr`` (``counters`` of them, :data:`APART` apart), ``error_ptr`` and
+    ``patience``.
 
     Raises:
         NotImplementedError: the device is AMD's.
@@ -149,15 +163,8 @@ def launch(
         raise RuntimeError(f"fastrnn: the {programs} programs of {name} have to run at once; {device} runs {most}")
     errors = _errors_of(device)
     errors.check()
-    kernel[grid](
-        *arguments,
-        counter_ptr=torch.zeros(counters * APART, dtype=torch.int32, device=device),
-        error_ptr=errors.word(name),
-        patience=PATIENCE,
-        **constants,
-        num_warps=num_warps,
-        num_stages=STAGES,
-        launch_cooperative_grid=True,
-        **options("nvidia" if torch.version.hip is None else "amd", all_registers),
-    )
+    counter = torch.zeros(counters * APART, dtype=torch.int32, device=device)
+    arguments += (counter, errors.word(name), PATIENCE)
+    how = options("nvidia", all_registers)
+    launcher.launch(kernel, grid, arguments, constants, num_warps, STAGES, launch_cooperative_grid=True, **how)
     errors.check()

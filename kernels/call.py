@@ -4,13 +4,14 @@ direction.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from fastrnn.kernels.tables import tables
-from fastrnn.reference import CELLS, Cell, compute_dtype, split_weights
+from fastrnn.reference import CELLS, Cell, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,11 @@ class Call:
         h0, c0: ``(D, B, H)`` contiguous, or None.
         w_ih: per direction ``(G*H, I)``.
         w_hh: ``(D, G*H, H)`` contiguous.
-        bias: ``(D, W*H)`` in the compute dtype, what is added to each pre-activation; a GRU's fourth is b_hn.
+        biases: per direction ``b_ih, b_hh (G*H)``, or none.
         steps, batch, inputs, hidden, directions, rows: T, B, I, H, D, N.
+        gates: G, the gates that W_hh has rows for.
+        width: W, the pre-activations per unit: the gates, and one more of a GRU, whose n keeps two sums apart.
+        compute: the dtype of states and sums.
         rows_shape: the shape of ``y`` but for its features.
         first: first row of every step and, last, N, where sequences are packed; on the device ``first_row``.
         lengths: int32 ``(B,)`` on the device, of packed sequences too, or None.
@@ -37,9 +41,16 @@ class Call:
     c0: Tensor | None
     w_ih: tuple[Tensor, ...]
     w_hh: Tensor
-    bias: Tensor
+    biases: tuple[tuple[Tensor, ...], ...]
     steps: int
     batch: int
+    inputs: int
+    hidden: int
+    directions: int
+    rows: int
+    gates: int
+    width: int
+    compute: torch.dtype
     rows_shape: tuple[int, ...]
     first: tuple[int, ...] | None
     first_row: Tensor | None
@@ -67,21 +78,27 @@ class Call:
         if cell not in CELLS:
             raise RuntimeError(f"cell: expected rnn_tanh, rnn_relu, lstm or gru, got {cell}")
         spec, directions = CELLS[cell], 2 if bidirectional else 1
-        _check(batch_sizes is None or lengths is None, "lengths: expected None with batch_sizes")
+        if batch_sizes is not None and lengths is not None:
+            raise RuntimeError("lengths: expected None with batch_sizes")
         dims = 3 if batch_sizes is None else 2
-        _check(x.dim() == dims, f"x: expected {dims} dimensions, got {x.dim()}")
+        if x.dim() != dims:
+            raise RuntimeError(f"x: expected {dims} dimensions, got {x.dim()}")
         counts = (2 * directions, 4 * directions)
-        _check(len(weights) in counts, f"weights: expected {counts[0]} or {counts[1]}, got {len(weights)}")
-        _check(weights[1].dim() == 2, f"w_hh: expected 2 dimensions, got {weights[1].dim()}")
-        hidden, rows = weights[1].shape[1], spec.gates * weights[1].shape[1]
-        each = {"w_ih": (rows, x.shape[-1]), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
-        for name, w in zip([*each][: len(weights) // directions] * directions, weights, strict=True):
-            _check_tensor(name, w, each[name], x.dtype)
+        if len(weights) not in counts:
+            raise RuntimeError(f"weights: expected {counts[0]} or {counts[1]}, got {len(weights)}")
+        if weights[1].dim() != 2:
+            raise RuntimeError(f"w_hh: expected 2 dimensions, got {weights[1].dim()}")
+        hidden, each = weights[1].shape[1], len(weights) // directions
+        rows = spec.gates * hidden
+        shapes = {"w_ih": (rows, x.shape[-1]), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
+        for w, (name, shape) in zip(weights, [*shapes.items()][:each] * directions, strict=True):
+            _check_tensor(name, w, shape, x.dtype)
         first: tuple[int, ...] | None = None
         first_row: Tensor | None = None
         if batch_sizes is None:
             steps, batch = x.shape[0], x.shape[1]
-            _check(steps > 0, "x: expected at least one step, got none")
+            if steps == 0:
+                raise RuntimeError("x: expected at least one step, got none")
             if lengths is not None:
                 _check_tensor("lengths", lengths, (batch,), torch.int64)
                 lengths = _lengths(lengths, steps, x.device)
@@ -95,19 +112,24 @@ class Call:
             _check_tensor("reset", reset, (steps, batch), torch.bool)
             # Not bytes: Triton 3.6 lays out a factor by the narrowest number behind it, which fails in float64.
             reset = reset.to(torch.int32).contiguous()
-        split = split_weights(weights, bidirectional)
+        matrix = _matrix(x)
         return cls(
             cell=spec,
-            x=_matrix(x),
+            x=matrix,
             h0=None if h0 is None else h0.contiguous(),
             c0=None if c0 is None or not spec.has_c else c0.contiguous(),
-            w_ih=tuple(w[0] for w in split if w[0] is not None),
-            w_hh=torch.stack([w[1] for w in split if w[1] is not None])
-            if bidirectional
-            else weights[1].contiguous()[None],
-            bias=torch.stack([_bias(spec, hidden, w[2], w[3], x) for w in split]),
+            w_ih=tuple(weights[::each]),
+            w_hh=torch.stack([*weights[1::each]]) if bidirectional else weights[1].contiguous().unsqueeze(0),
+            biases=tuple((*weights[k + 2 : k + each],) for k in range(0, len(weights), each)),
             steps=steps,
             batch=batch,
+            inputs=matrix.shape[1],
+            hidden=hidden,
+            directions=directions,
+            rows=matrix.shape[0],
+            gates=spec.gates,
+            width=width(spec),
+            compute=compute_dtype(x.dtype),
             rows_shape=tuple(x.shape[:-1]),
             first=first,
             first_row=first_row,
@@ -115,40 +137,11 @@ class Call:
             reset=reset,
         )
 
-    @property
-    def rows(self) -> int:
-        """N."""
-        return self.x.shape[0]
-
-    @property
-    def inputs(self) -> int:
-        """I."""
-        return self.x.shape[1]
-
-    @property
-    def hidden(self) -> int:
-        """H."""
-        return self.w_hh.shape[2]
-
-    @property
-    def directions(self) -> int:
-        """D."""
-        return self.w_hh.shape[0]
-
-    @property
-    def gates(self) -> int:
-        """G, the gates that W_hh has rows for."""
-        return self.cell.gates
-
-    @property
-    def width(self) -> int:
-        """W, the pre-activations per unit: the gates, and one more of a GRU, whose n keeps two sums apart."""
-        return width(self.cell)
-
-    @property
-    def compute(self) -> torch.dtype:
-        """The dtype of states and sums."""
-        return compute_dtype(self.x.dtype)
+    @cached_property
+    def bias(self) -> Tensor:
+        """``(D, W*H)`` in the compute dtype, what is added to each pre-activation; a GRU's fourth is b_hn."""
+        sums = [_bias(self.cell, self.hidden, given, self.x) for given in self.biases]
+        return torch.stack(sums) if len(sums) > 1 else sums[0].unsqueeze(0)
 
     def span(self, d: int, s0: int, s1: int) -> tuple[int, int]:
         """The rows that direction ``d`` visits in processing steps ``s0 … s1 - 1``: from, to."""
@@ -165,6 +158,16 @@ class Call:
             return self.x.new_zeros((self.directions, self.batch, self.hidden), dtype=self.compute)
         return torch.empty_like(start, dtype=self.compute, memory_format=torch.contiguous_format).copy_(start)
 
+    def carried_both(self, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Those of h and, where the cell has one, c: of a fill for both, where nobody gets to see that memory."""
+        if not self.cell.has_c:
+            return self.carried(h), None
+        size = self.directions * self.batch * self.hidden
+        if h is None and c is None and self.compute != self.x.dtype and size * self.compute.itemsize % 16 == 0:
+            both = self.x.new_zeros((2, self.directions, self.batch, self.hidden), dtype=self.compute)
+            return both[0], both[1]
+        return self.carried(h), self.carried(c)
+
 
 def width(cell: Cell) -> int:
     """W of a cell."""
@@ -177,8 +180,10 @@ def _check(right: bool, message: str) -> None:
 
 
 def _check_tensor(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    _check(tuple(t.shape) == shape, f"{name}: expected size {list(shape)}, got {list(t.shape)}")
-    _check(t.dtype == dtype, f"{name}: expected {dtype}, got {t.dtype}")
+    if t.shape != shape:
+        raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(t.shape)}")
+    if t.dtype != dtype:
+        raise RuntimeError(f"{name}: expected {dtype}, got {t.dtype}")
 
 
 def _packed(batch_sizes: Tensor, x: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
@@ -207,14 +212,15 @@ def _lengths(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
     return tables.get(numbers, torch.int32, device)
 
 
-def _bias(spec: Cell, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None, x: Tensor) -> Tensor:
-    compute, columns = compute_dtype(x.dtype), width(spec) * hidden
-    if b_ih is None or b_hh is None:
-        return x.new_zeros(columns, dtype=compute)
+def _bias(spec: Cell, hidden: int, given: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    compute = compute_dtype(x.dtype)
+    if not given:
+        return x.new_zeros(width(spec) * hidden, dtype=compute)
+    b_ih, b_hh = given[0].to(compute), given[1]
     if spec.name != "gru":
-        return b_ih.to(compute) + b_hh.to(compute)
-    both = b_ih[: 2 * hidden].to(compute) + b_hh[: 2 * hidden].to(compute)
-    return torch.cat([both, b_ih[2 * hidden :].to(compute), b_hh[2 * hidden :].to(compute)])
+        return torch.add(b_ih, b_hh)
+    b_hh = b_hh.to(compute)
+    return torch.cat([b_ih[: 2 * hidden] + b_hh[: 2 * hidden], b_ih[2 * hidden :], b_hh[2 * hidden :]])
 
 
 def _matrix(t: Tensor) -> Tensor:

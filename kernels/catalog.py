@@ -154,7 +154,7 @@ def _recurrences(
 
 
 def _elementwise(dtype: torch.dtype, numbers: str, hidden: int, form: str) -> Iterator[Entry]:
-    targets, launched = tuple(TARGETS), (states.WARPS, 2)
+    targets, launched = tuple(TARGETS), (states.WARPS, states.STAGES)
     before = states.before_constants(hidden)
     name = f"states_before/{numbers}/{hidden}/{form}"
     yield _entry(name, states.states_before, None, dtype, before, *launched, form, targets, ())

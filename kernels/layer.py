@@ -8,11 +8,13 @@ waits for the device. What torch's own products do with float32 (tf32 or not) is
 The full tape holds the gates that :mod:`fastrnn.kernels.gates` keeps, in its order; ``pre`` is computed into it first.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK, Gradients, TapedOutputs
-from fastrnn.kernels import grid, grid_backward, resident, states, stepwise
+from fastrnn.kernels import grid, grid_backward, launcher, resident, states, stepwise
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.tiles import cdiv, multiply
@@ -48,7 +50,7 @@ def forward(
     has_c, gated = call.cell.has_c, call.width > 1
     features = call.directions * call.hidden
     y = x.new_empty((*call.rows_shape, features))
-    h, c = call.carried(call.h0), call.carried(call.c0) if has_c else None
+    h, c = call.carried_both(call.h0, call.c0)
     nothing = x.new_empty((0,), dtype=call.compute)
     all_cells = y.new_empty(y.shape, dtype=call.compute) if has_c and (cells or tape == "full") else None
     whole = tape == "full" and gated
@@ -107,7 +109,7 @@ def backward(
     _check_saved(call, dy, dh_n, dc_n, dcells, y, cells, tape, tape_kind)
     dy, dcells = (None if g is None else g.to(t).contiguous() for g, t in ((dy, x.dtype), (dcells, call.compute)))
     y, cells, tape = y.contiguous(), cells.contiguous(), tape.contiguous()
-    dh, dc = call.carried(dh_n), call.carried(dc_n) if has_c else None
+    dh, dc = call.carried_both(dh_n, dc_n)
 
     # Per row and unit: dpre and, where they are needed, the states before, and gates with their products again.
     per_unit = (call.width + 1) * x.element_size() + has_c * call.compute.itemsize
@@ -120,37 +122,44 @@ def backward(
         return x.new_empty((call.directions, rows, columns), dtype=dtype)
 
     dpre = local(call.width * call.hidden, x.dtype)
-    h_before = local(call.hidden, x.dtype)
+    # The product with W_hh' finds them in y where a row's is a row of y: all but those of the first step.
+    shifted = call.lengths is None and call.reset is None and not again and (has_c or not gated)
+    h_before = None if shifted else local(call.hidden, x.dtype)
     c_before = local(call.hidden, call.compute) if has_c else None
     gates: Tensor | None = tape if gated else None
     recurrent = None
-    state = cells if has_c else h_before if gated else y
+    state: Tensor = cells if has_c else y if h_before is None or not gated else h_before
     if again:
         gates, recurrent = local(call.width * call.hidden, call.compute), local(call.gates * call.hidden, call.compute)
-        state = local(call.hidden, call.compute) if has_c else h_before
-    # Two directions add up in dx.
-    dx = x.new_empty((0,)) if not need_x else (x.new_zeros if bidirectional else x.new_empty)(call.x.shape)
-    sums = [_WeightGradients(call, d) for d in range(call.directions)] if need_weights else []
+        state = local(call.hidden, call.compute) if has_c or h_before is None else h_before
+    # Two directions add up in dx: the second to the first or, where chunks of them meet, to nothing.
+    meet = bidirectional and (steps < call.steps or call.batch == 0)
+    dx = x.new_empty((0,)) if not need_x else (x.new_zeros if meet else x.new_empty)(call.x.shape)
+    sums = [_WeightGradients(call) for _ in range(call.directions)] if need_weights else []
     for s0 in reversed(range(0, call.steps, steps)):
         s1 = min(s0 + steps, call.steps)
         if call.batch == 0:
             break
-        _states_before(call, y, call.h0, h_before, s0, s1)
-        if gates is not None and recurrent is not None:
+        if h_before is not None:
+            _states_before(call, y, call.h0, h_before, s0, s1)
+        if gates is not None and recurrent is not None and h_before is not None:
             _gates_again(call, gates, recurrent, h_before, tape, state, c_before, s0, s1)
         elif c_before is not None:
             _states_before(call, cells, call.c0, c_before, s0, s1)
         BACKWARD[plan.strategy](plan, call, gates, state, c_before, dy, dcells, dpre, dh, dc, s0, s1, whole=not again)
         for d in range(call.directions):
             lo, hi = call.span(d, s0, s1)
+            sent = dpre[d, : hi - lo]
             if need_x:
-                multiply(dpre[d, : hi - lo, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], add=bidirectional)
+                multiply(sent[:, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], add=meet or d > 0)
             if need_weights:
-                sums[d].add(dpre[d, : hi - lo], h_before[d, : hi - lo], _alive_rows(call, lo, hi))
-    nothing = x.new_empty((0,))
-    dweights = [g for s in sums for g in s.results(len(weights) // call.directions)]
+                before = (
+                    [(sent, h_before[d, : hi - lo])] if h_before is not None else _shifted(call, d, sent, y, lo, hi)
+                )
+                sums[d].add(sent, before, _alive_rows(call, lo, hi))
+    dweights = [g for s in sums for g in s.results()]
     return (
-        dx.reshape(x.shape) if need_x else nothing,
+        dx.view(x.shape) if need_x else dx,
         dh.to(x.dtype) if need_h0 and h0 is not None else x.new_empty((0,)),
         dc.to(x.dtype) if dc is not None and need_c0 and c0 is not None else x.new_empty((0,)),
         dweights if need_weights else [x.new_empty((0,)) for _ in weights],
@@ -212,12 +221,12 @@ def _alive_rows(call: Call, lo: int, hi: int) -> Tensor:
 
 def _states_before(call: Call, after: Tensor, initial: Tensor | None, before: Tensor, s0: int, s1: int) -> None:
     grid = (s1 - s0, cdiv(call.batch, states.BATCH_TILE), call.directions)
-    states.states_before[grid](
+    arguments = (
         *(after, initial, before, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, before.shape[1], s0, s1),
-        **states.before_constants(call.hidden),
-        num_warps=states.WARPS,
     )
+    constants = states.before_constants(call.hidden)
+    launcher.launch(states.states_before, grid, arguments, constants, states.WARPS, states.STAGES)
 
 
 def _gates_again(
@@ -237,63 +246,105 @@ def _gates_again(
         lo, hi = call.span(d, s0, s1)
         multiply(h_before[d, : hi - lo], call.w_hh[d].t(), recurrent[d, : hi - lo])
     grid = (cdiv(call.batch, states.BATCH_TILE), cdiv(call.hidden, states.UNIT_TILE), call.directions)
-    states.gates_again[grid](
+    arguments = (
         *(gates, recurrent, call.bias, borders, cells, c_before, call.lengths, call.first_row, call.reset),
         *(call.steps, call.batch, gates.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        **states.again_constants(call.cell, call.hidden),
-        num_warps=states.WARPS,
     )
+    constants = states.again_constants(call.cell, call.hidden)
+    launcher.launch(states.gates_again, grid, arguments, constants, states.WARPS, states.STAGES)
+
+
+def _shifted(call: Call, d: int, dpre: Tensor, y: Tensor, lo: int, hi: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows of direction d's ``dpre``, which begins at row ``lo``, and the states before them that may not be zero.
+
+    Of a dense layout without resets: those of the step before in ``y``, and ``h0`` where a sequence begins.
+    """
+    batch, pairs = call.batch, []
+    after = y.view(call.rows, -1)[:, d * call.hidden : (d + 1) * call.hidden]
+    from_row, to_row = (max(lo, batch), hi) if d == 0 else (lo, min(hi, call.rows - batch))
+    if from_row < to_row:
+        back = batch if d == 0 else -batch
+        pairs.append((dpre[from_row - lo : to_row - lo], after[from_row - back : to_row - back]))
+    if call.h0 is not None and d == 0 and lo == 0:
+        pairs.append((dpre[:batch], call.h0[d]))
+    if call.h0 is not None and d == 1 and hi == call.rows:
+        pairs.append((dpre[-batch:], call.h0[d]))
+    return pairs
 
 
 class _WeightGradients:
     """The gradients of one direction's weights: products of blocks of rows, whose sum is float64.
 
     A product of all rows is one long sum, or a few, and rounds more than torch's, which is one over steps of those over
-    rows. Blocks are products of one batch, as many at a time as :data:`PARTIAL` has room for.
+    rows. Blocks are products of one batch, as many at a time as :data:`PARTIAL` has room for. What is rounded to 16
+    bits in the end may be a long sum, of float32.
     """
 
-    def __init__(self, call: Call, d: int) -> None:
-        rows = call.gates * call.hidden
+    def __init__(self, call: Call) -> None:
         self.call = call
-        self.w_ih = call.x.new_zeros((rows, call.inputs), dtype=torch.float64)
-        self.w_hh = call.x.new_zeros((rows, call.hidden), dtype=torch.float64)
-        self.bias = call.x.new_zeros((call.width * call.hidden,), dtype=torch.float64)
+        self.short = call.x.dtype != call.compute
+        self.sums = call.compute if self.short else torch.float64
+        self.w_ih: Tensor | None = None
+        self.w_hh: list[Tensor | None] = [None] if call.width == call.gates else [None, None]  # one below the other
+        self.bias: Tensor | None = None
 
-    def add(self, dpre: Tensor, h_before: Tensor, x: Tensor) -> None:
-        """A chunk: ``dpre (n, W*H), h_before (n, H), x (n, I)``."""
+    def add(self, dpre: Tensor, before: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> None:
+        """A chunk: ``dpre (n, W*H), x (n, I)``, and rows of dpre with the states before: ``(m, W*H)``, ``(m, H)``."""
+        self.w_ih = self._sum(dpre[:, : self.call.gates * self.call.hidden], x, self.w_ih)
+        for rows, h_before in before:
+            self.w_hh = [
+                self._sum(part, h_before, into) for part, into in zip(self._recurrent(rows), self.w_hh, strict=True)
+            ]
+        if self.call.biases[0]:
+            self.bias = self._added(self.bias, dpre.sum(0, dtype=self.sums))
+
+    def _recurrent(self, dpre: Tensor) -> tuple[Tensor, ...]:
+        """What the products with W_hh get: a GRU's third gate has its own in its fourth pre-activation."""
         hidden = self.call.hidden
-        self._sum(dpre[:, : self.call.gates * hidden], x, self.w_ih)
-        if self.call.width == self.call.gates:
-            self._sum(dpre, h_before, self.w_hh)
-        else:  # a GRU's third gate has the product with W_hn in its fourth pre-activation
-            self._sum(dpre[:, : 2 * hidden], h_before, self.w_hh[: 2 * hidden])
-            self._sum(dpre[:, 3 * hidden :], h_before, self.w_hh[2 * hidden :])
-        self.bias += dpre.sum(0, dtype=torch.float64)
+        return (dpre,) if len(self.w_hh) == 1 else (dpre[:, : 2 * hidden], dpre[:, 3 * hidden :])
 
-    def _sum(self, dpre: Tensor, factor: Tensor, into: Tensor) -> None:
-        compute, rows = self.call.compute, len(dpre)
-        block = max(min(self._block(rows), rows), 1)
-        most = max(1, PARTIAL // max(into.numel() * compute.itemsize, 1))  # blocks at a time
+    def _sum(self, dpre: Tensor, factor: Tensor, into: Tensor | None) -> Tensor:
+        """``into``, or nothing, and the products."""
+        compute, rows, shape = self.call.compute, len(dpre), (dpre.shape[1], factor.shape[1])
+        block = rows if self.short else min(self._block(), rows)
+        if block == rows:
+            product = dpre.new_empty(shape, dtype=compute)
+            multiply(dpre.t(), factor, product)
+            return self._added(into, product)
+        most = max(1, PARTIAL // max(shape[0] * shape[1] * compute.itemsize, 1))  # blocks at a time
         whole = rows // block * block
         for r0 in (*range(0, whole, most * block), *([whole] if whole < rows else [])):
             size = block if r0 < whole else rows - whole
             a, b = (t[r0 : min(r0 + most * block, whole) if r0 < whole else rows] for t in (dpre, factor))
             a, b = a.unflatten(0, (-1, size)), b.unflatten(0, (-1, size))
-            partial = into.new_empty((len(a), *into.shape), dtype=compute)
+            partial = dpre.new_empty((len(a), *shape), dtype=compute)
             multiply(a.transpose(1, 2), b, partial)
-            into += partial.sum(0, dtype=torch.float64)
+            into = self._added(into, partial.sum(0, dtype=self.sums))
+        assert into is not None  # there is a block at least
+        return into
 
-    def _block(self, rows: int) -> int:
-        """How many of ``rows`` a product sums: torch has two sums, as long as the steps and as the batch."""
-        if self.call.x.element_size() < self.call.compute.itemsize:
-            return rows  # a sum that is rounded to 16 bits in the end may be long
+    def _added(self, into: Tensor | None, more: Tensor) -> Tensor:
+        return more if into is None else into.to(self.sums).add_(more)
+
+    def _block(self) -> int:
+        """How many rows a product sums: torch has two sums, as long as the steps and as the batch."""
         return min(max(2 * (self.call.steps + self.call.batch), 64), 512)
 
-    def results(self, count: int) -> list[Tensor]:
-        """The gradients of ``w_ih, w_hh`` and, if there are four, ``b_ih, b_hh``, in storage, no two in one memory."""
-        hidden, rows, dtype = self.call.hidden, self.call.gates * self.call.hidden, self.call.x.dtype
-        b_hh = self.bias
-        if self.call.width != self.call.gates:
-            b_hh = torch.cat([self.bias[: 2 * hidden], self.bias[3 * hidden :]])
-        biases = [self.bias[:rows].to(dtype, copy=True), b_hh.to(dtype, copy=True)]
-        return [self.w_ih.to(dtype), self.w_hh.to(dtype), *biases][:count]
+    def results(self) -> list[Tensor]:
+        """The gradients of ``w_ih, w_hh`` and, if there are any, ``b_ih, b_hh``, in storage, no two in one memory."""
+        hidden, inputs = self.call.hidden, self.call.inputs
+        counts = [self.call.gates] if len(self.w_hh) == 1 else [2, 1]
+        parts = [self._stored(part, (count * hidden, hidden)) for part, count in zip(self.w_hh, counts, strict=True)]
+        weights = [
+            self._stored(self.w_ih, (self.call.gates * hidden, inputs)),
+            parts[0] if len(parts) == 1 else torch.cat(parts),
+        ]
+        if not self.call.biases[0]:
+            return weights
+        bias = self._stored(self.bias, (self.call.width * hidden,))
+        if len(parts) == 1:
+            return [*weights, bias, bias.clone()]
+        return [*weights, bias[: 3 * hidden].clone(), torch.cat([bias[: 2 * hidden], bias[3 * hidden :]])]
+
+    def _stored(self, found: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        return self.call.x.new_zeros(shape) if found is None else found.to(self.call.x.dtype)

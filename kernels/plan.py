@@ -10,14 +10,14 @@ names them all).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
 
-from fastrnn._dynamo import constant
+from fastrnn._dynamo import constant, tracing
 from fastrnn.kernels import cudnn, measured, model
 from fastrnn.kernels.measured import TORCH, Record, Work
 from fastrnn.kernels.model import Constants
@@ -121,6 +121,7 @@ class Plan:
         return f"{self.strategy}, {self.tile} rows a program{how}, {self.warps} warps, {self.precision}{graphs}"
 
 
+SPREAD = ("tile", "units", "depth", "split", "held", "warps", "stages")  # attributes that say how a grid is spread
 _forced: dict[str, object] = {}
 
 
@@ -144,6 +145,28 @@ def forced(**choices: object) -> Iterator[None]:
         _forced.update(before)
 
 
+Planner = Callable[[Work, DeviceFacts, str | None], Plan]
+
+MOST_PLANS = 1024  # that are remembered
+_plans: dict[tuple[object, ...], tuple[Plan, DeviceFacts]] = {}
+
+
+def _remembered(make: Planner, work: Work, facts: DeviceFacts, why: str | None) -> Plan:
+    """What ``make`` plans. It walks over all plans there are, and calls are many: what it has planned before is kept.
+
+    Facts are known by their identity, for there may be thousands of records in them: whoever changes them makes others.
+    """
+    if tracing():  # sizes may be symbols, and this memory would become a part of a compiler's program
+        return make(work, facts, why)
+    key = (make, work, id(facts), why, *_forced.items())
+    known = _plans.get(key)
+    if known is None:
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        known = _plans[key] = (make(work, facts, why), facts)  # which keeps the identity from being another's
+    return known[0]
+
+
 def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Plan:
     """Choose between torch's layers and our kernels.
 
@@ -152,8 +175,23 @@ def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Pla
         facts: of the device.
         beyond_torch: the name of an argument in use that torch's layers do not have, or None: it keeps torch out.
     """
+    return _remembered(_plan, work, facts, beyond_torch)
+
+
+def plan_kernels(work: Work, facts: DeviceFacts, reason: str | None = None) -> Plan:
+    """The best of our kernels, whatever torch has: the operators follow this.
+
+    Args:
+        work: a layer's call, or a stack's.
+        facts: of the device.
+        reason: why ours, if that is known.
+    """
+    return _remembered(_plan_kernels, work, facts, reason)
+
+
+def _plan(work: Work, facts: DeviceFacts, beyond_torch: str | None) -> Plan:
     beyond = None if beyond_torch is None else f"torch's layers have no {beyond_torch}="
-    kernels = plan_kernels(work, facts, reason=beyond)
+    kernels = _plan_kernels(work, facts, beyond)
     if _forced:
         return kernels
     why_not = _why_no_kernels(work.dtype, facts)
@@ -175,14 +213,7 @@ def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Pla
     return _by_model(kernels, work, facts)
 
 
-def plan_kernels(work: Work, facts: DeviceFacts, reason: str | None = None) -> Plan:
-    """The best of our kernels, whatever torch has: the operators follow this.
-
-    Args:
-        work: a layer's call, or a stack's.
-        facts: of the device.
-        reason: why ours, if that is known.
-    """
+def _plan_kernels(work: Work, facts: DeviceFacts, reason: str | None) -> Plan:
     record = None if _forced else measured.find(facts.records, work, whole=False)
     if record is not None and record.choices and _fits(record, work, facts):
         return _recorded(record, work, facts, reason)
@@ -257,6 +288,8 @@ def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
 
 def _grid_or(other: Plan, work: Work, facts: DeviceFacts) -> Plan:
     """The best plan of the grid strategy, if there is one and it is forced or, by the model, faster than the other."""
+    if _forced.keys() >= {"strategy", *SPREAD}:
+        return other  # there is nothing left to choose
     chosen, least = other, math.inf if "strategy" in _forced else seconds(other, work, facts)
     for spread in _spreads(work, facts):
         spread_out = grid_plan(spread, other.precision)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import gates
+from fastrnn.kernels import gates, launcher
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
@@ -358,12 +358,16 @@ def forward(
 
     If ``whole``, ``pre`` is the tape of all steps and its gates are kept; else it is a chunk's and is only read.
     """
-    resident_forward[cdiv(call.batch, plan.tile), call.directions](
-        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        **forward_constants(plan, call.cell, call.hidden, whole),
-        num_warps=plan.warps,
-        num_stages=plan.stages,
+    launcher.launch(
+        resident_forward,
+        (cdiv(call.batch, plan.tile), call.directions),
+        (
+            *(pre, call.w_hh, call.bias, h, c, y, cells, borders, call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+        ),
+        forward_constants(plan, call.cell, call.hidden, whole),
+        plan.warps,
+        plan.stages,
     )
 
 
@@ -386,10 +390,14 @@ def backward(
 
     ``kept`` are the gates, of all steps if ``whole``, and ``state`` what :func:`resident_backward` says.
     """
-    resident_backward[cdiv(call.batch, plan.tile), call.directions](
-        *(kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
-        **backward_constants(plan, call.cell, call.hidden, whole),
-        num_warps=plan.warps,
-        num_stages=plan.stages,
+    launcher.launch(
+        resident_backward,
+        (cdiv(call.batch, plan.tile), call.directions),
+        (
+            *(kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
+        ),
+        backward_constants(plan, call.cell, call.hidden, whole),
+        plan.warps,
+        plan.stages,
     )

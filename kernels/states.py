@@ -14,7 +14,8 @@ from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_o
 from fastrnn.kernels.tiles import padded
 from fastrnn.reference import Cell
 
-BATCH_TILE, UNIT_TILE, WARPS = 8, 64, 4
+BATCH_TILE, UNIT_TILE = 8, 64
+WARPS, STAGES = 4, 2
 
 
 @triton.jit(do_not_specialize=["T", "B", "M", "s0", "s1"])

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import gates
+from fastrnn.kernels import gates, launcher
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.graphs import recordings
 from fastrnn.kernels.plan import Plan
@@ -28,6 +28,9 @@ from fastrnn.kernels.resident import columns, saved_of_step, state_is_whole
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
 from fastrnn.kernels.tiles import cdiv, multiply
 from fastrnn.reference import Cell
+
+# Which arguments of the kernels are the step.
+FORWARD_STEP, BACKWARD_STEP = 16, 17
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "s", "s0", "s1", "chunks"])
@@ -242,18 +245,28 @@ def forward(
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
 
     def launches() -> None:
+        each = [
+            launcher.Launch(
+                step_forward,
+                grid,
+                (
+                    *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
+                    *(call.lengths, call.first_row, call.reset),
+                    *(call.steps, call.batch, pre.shape[1], s0, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
+                ),
+                constants,
+                plan.warps,
+                plan.stages,
+            )
+            for before, after in (states, states[::-1])
+        ]
         for s in range(s0, s1):
-            before, after = states[(s - s0) % 2], states[(s - s0 + 1) % 2]
+            before = states[(s - s0) % 2]
             if recurrent is not None:
                 multiply(before if operand is None else operand.copy_(before), w_transposed, recurrent)
-            step_forward[grid](
-                *(pre, recurrent, call.w_hh, call.bias, before, after, c, y, cells, borders),
-                *(call.lengths, call.first_row, call.reset),
-                *(call.steps, call.batch, pre.shape[1], s, s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-                **constants,
-                num_warps=plan.warps,
-                num_stages=plan.stages,
-            )
+            step = each[(s - s0) % 2]
+            step.set(FORWARD_STEP, s)
+            step()
         if (s1 - s0) % 2:
             h.copy_(states[1])
 
@@ -282,17 +295,23 @@ def backward(
     constants = backward_constants(plan, call.cell, call.hidden, whole)
 
     def launches() -> None:
+        step = launcher.Launch(
+            step_backward,
+            grid,
+            (
+                *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
+                *(call.lengths, call.first_row, call.reset),
+                *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s0, s1),
+            ),
+            constants,
+            plan.warps,
+            plan.stages,
+        )
         for s in range(s1 - 1, s0 - 2, -1):
             if recurrent is not None and s + 1 < s1:
                 _recurrent_gradient(call, dpre, recurrent, s + 1, s0, s1)
-            step_backward[grid](
-                *(kept, state, c_before, recurrent, call.w_hh, dy, dcells, dpre, dh, dc),
-                *(call.lengths, call.first_row, call.reset),
-                *(call.steps, call.batch, call.rows, dpre.shape[1], s, s0, s1),
-                **constants,
-                num_warps=plan.warps,
-                num_stages=plan.stages,
-            )
+            step.set(BACKWARD_STEP, s)
+            step()
 
     tensors = (kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc)
     _run(plan, call, launches, tensors, ("backward", dpre.shape[1], s0, s1, whole))

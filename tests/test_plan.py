@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fastrnn.kernels import model
-from fastrnn.kernels.measured import Work
+from fastrnn.kernels import plan as planning
+from fastrnn.kernels.measured import Record, Work
 from fastrnn.kernels.plan import (
     DeviceFacts,
     Plan,
@@ -269,6 +270,64 @@ def test_a_plan_can_be_forced() -> None:
     assert choose() == usual
     with pytest.raises(TypeError, match="tiles"), forced(tiles=3):
         pass
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows whenever plans walk over all that there are; none is remembered yet."""
+    found, spreads = [], model.spreads
+    monkeypatch.setattr(model, "spreads", lambda *args: [*spreads(*args), found.append(args)][:-1])
+    monkeypatch.setattr(planning, "_plans", {})
+    return found
+
+
+def test_plans_are_remembered(walks: list[object]) -> None:
+    work = Work("lstm", 100, 16, 64, 512, torch.bfloat16)
+    for function in (plan, plan_kernels):
+        once = function(work, KNOWN)
+        assert len(walks) == 1
+        assert function(replace(work), KNOWN) is once
+        assert len(walks) == 1
+        assert function(replace(work, batch=17), KNOWN) != once
+        walks.clear()
+
+
+def test_other_facts_are_planned_anew(walks: list[object]) -> None:
+    """As after tuning, which has the facts of a device read again; and equal ones can be others by then."""
+    work = Work("lstm", 100, 16, 64, 512, torch.bfloat16)
+    assert plan(work, KNOWN).strategy == "grid"
+    record = Record(replace(work, layers=1), (("torch", 1.0), ("stepwise", 0.1)), (("strategy", "stepwise"),))
+    tuned = replace(KNOWN, records=(record,))
+    assert plan(work, tuned).strategy == "stepwise"
+    assert plan(work, KNOWN).strategy == "grid"
+    assert plan(work, replace(KNOWN)) == plan(work, KNOWN)
+    with forced(units=16):
+        assert plan(work, KNOWN).units == 16
+        with forced(units=32):
+            assert plan(work, KNOWN).units == 32
+    assert plan(work, KNOWN).units == 8
+
+
+def test_memory_of_plans_has_an_end(monkeypatch: pytest.MonkeyPatch, walks: list[object]) -> None:
+    monkeypatch.setattr(planning, "MOST_PLANS", 3)
+    plans = [choose(steps=steps) for steps in range(8, 18)]
+    assert plans == [choose(steps=steps) for steps in range(8, 18)]
+    assert len(planning._plans) <= 3
+
+
+def test_where_all_is_forced_nothing_is_walked_over(walks: list[object]) -> None:
+    (spread,) = {type(s) for s in model.spreads("nvidia", 4, 4, 16, 512, 2, 1, 132, 227 * 1024)}
+    walks.clear()
+    usual = choose(hidden=512, facts=KNOWN)
+    assert len(walks) == 1
+    shape = {field.name: getattr(usual, field.name) for field in fields(spread) if field.name != "programs"}
+    with forced(strategy="grid", **shape):
+        assert choose(hidden=512, facts=KNOWN) == replace(usual, reason="forced")
+        assert len(walks) == 1
+    del shape["warps"]
+    with forced(strategy="grid", **shape):
+        assert choose(hidden=512, facts=KNOWN) == replace(usual, reason="forced")
+        assert len(walks) == 2
 
 
 def test_a_compiler_can_look_into_it() -> None:

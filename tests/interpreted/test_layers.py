@@ -325,12 +325,12 @@ def test_sums_of_weight_gradients_are_short(cell: str, room: int, monkeypatch: p
     monkeypatch.setattr(layer, "PARTIAL", room)
     p = draw(cell, 100, 100, 3, 5)
     given = call.Call.of(cell, p.x, p.h0, None, p.weights, False, None, None, None)
-    sums = layer._WeightGradients(given, 0)
+    sums = layer._WeightGradients(given)
     first, second = torch.zeros(2, 5001, given.width * 5)
     first[0], first[1000::500], second[::500] = 2.0**24, 0.75, 0.75
     for chunk in (first, second):
-        sums.add(chunk, torch.ones(5001, 5), torch.ones(5001, 3))
+        sums.add(chunk, [(chunk, torch.ones(5001, 5))], torch.ones(5001, 3))
     expected = torch.tensor(2.0**24 + 0.75 * 20, dtype=torch.float64).float()
-    for found in sums.results(4):
+    for found in sums.results():
         assert found.dtype == torch.float32
         assert torch.equal(found, expected.expand(found.shape))
