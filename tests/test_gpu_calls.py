@@ -102,6 +102,7 @@ def test_the_second_call_goes_by_the_first(machine: Callable[..., tuple[int, lis
     assert all(f"--append --out {out}/second.jsonl" in line for line in measured)
     (again,) = [line for line in asked if "-m pytest" in line]
     assert again.endswith("tests/test_cuda.py::test_b[lstm-grid, data polled-float32]")
+    assert again.count("test_b[") == 1
     assert "passed: memcheck" in (out / "second.txt").read_text()
     machine("--part", "smoke", "tests")
     assert len(list(out.iterdir())) <= 8

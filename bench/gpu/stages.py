@@ -17,12 +17,12 @@ from typing import NamedTuple
 from bench.gpu.strategies import STRATEGIES, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / "build" / "triton"  # Triton's: groups of files in it are found where they were made
-WORKERS = 14  # of the tests
+CACHE = ROOT / "build" / "triton"  # Triton's, which python -m bench precompile fills
+WORKERS = min(14, os.cpu_count() or 1)  # of the tests
 TEST_SECONDS = 60  # of each
 LONG_TESTS = ("ten_million_steps", "million_steps_of_polling")  # the barrier's group does the same
 AGAIN = 40  # failed tests at most
-FAILED = re.compile(r"(?:\[gw\d+\] \[ *\d+%\] )?(?:FAILED|ERROR) (tests/.+?)(?: - .*)?")  # a line of pytest's
+FAILED = re.compile(r"(?:\[gw\d+\] \[ *\d+%\] )?(?:FAILED|ERROR) (tests/.+?)(?: - .*)? *")  # a line of pytest's
 TESTED = re.compile(r".*\b(?:FAILED|ERROR|crashed)\b.*|=+ .*\d (?:passed|failed|error).*")
 
 
@@ -141,7 +141,9 @@ def _tests(known: Known) -> list[Command]:
 def _again(known: Known) -> list[Command]:
     if not known.failed_tests:
         raise NothingToDoError("no test has failed")
-    return [_pytest(known, *_on_workers(8, known.seconds - 5), "--tb=long", *known.failed_tests[:AGAIN])]
+    tests = known.failed_tests[:AGAIN]
+    workers = min(len(tests), WORKERS)
+    return [_pytest(known, *_on_workers(workers, known.seconds - 5), "--tb=long", *tests)]
 
 
 def _memcheck(known: Known) -> list[Command]:
