@@ -131,6 +131,8 @@ def test_targets_come_first_and_nothing_twice() -> None:
     only = cases.tasks(Selection(parts=["targets"], cells=["gru"], dtypes=["float32"], tf32=["on"]))
     assert {(task.cell, task.dtype, task.tf32) for task in only} == {("gru", "float32", True)}
     assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 2 * 3
+    first = cases.tasks(Selection(parts=["first"], dtypes=["bfloat16"]))
+    assert [(task.cell, task.shape) for task in first] == [(c, s) for c in ("lstm", "gru") for s in cases.FIRST]
 
 
 @pytest.mark.usefixtures("cpu")

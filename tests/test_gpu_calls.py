@@ -69,7 +69,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert sorted(line.split("smoke ")[1] for line in asked if "smoke" in line) == sorted(strategies.STRATEGIES)
     measured = [line.split("--part ")[1] for line in asked if "-m bench gpu" in line]
     half = "--cells lstm --dtype bfloat16"
-    assert measured == ["barrier", f"first {half}", f"first --graphs {half}"]
+    assert measured == ["barrier", f"first {half}", "first --graphs --cells lstm gru --dtype bfloat16"]
     (tests,) = [line for line in asked if "-m pytest" in line]
     assert "million" in tests
     assert "polled" in tests
@@ -78,7 +78,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert printed == (out / "first.txt").read_text()
     assert "noise" not in printed
     assert "LEFT OUT: grid, shared, data: exit status 1: smoke: grid, shared, data, lstm: Arith" in printed
-    assert "lstm-graphs, measure: exit status 7: a line" in printed
+    assert "graphs, measure: exit status 7: a line" in printed
     assert "layer lstm: 3 us" in printed
     assert "FAILED tests/test_cuda.py::test_b[lstm-grid, data polled-float32]" in printed
     assert "PASSED tests" not in printed
@@ -86,7 +86,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     files = sorted(path.name for path in out.rglob("*"))
     assert files == ["failed-tests.txt", "first-logs.tar.gz", "first.txt", "left-out.json"]
     with tarfile.open(out / "first-logs.tar.gz") as logs:
-        assert {"smoke-0.log", "tests-0.log", "lstm-graphs-0.err"} <= set(logs.getnames())
+        assert {"smoke-0.log", "tests-0.log", "graphs-0.err"} <= set(logs.getnames())
 
 
 def test_the_second_call_goes_by_the_first(machine: Callable[..., tuple[int, list[str], Path]], tmp_path: Path) -> None:
