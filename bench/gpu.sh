@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in two calls that end by themselves within 290 seconds each.
 #
-#   bench/gpu.sh [OUT_DIR] --first      versions, smoke, barrier, lstm, lstm-graphs, tests
+#   bench/gpu.sh [OUT_DIR] --first      versions, smoke, barrier, lstm, graphs, tests
 #   bench/gpu.sh [OUT_DIR] --second     constants, gru, lstm-special, lstm-tf32, lean, cluster, again, memcheck
 #   bench/gpu.sh [OUT_DIR] --part GROUP ... [--seconds N] [--arguments ARGUMENTS OF python -m bench gpu]
 #

@@ -11,7 +11,7 @@ from bench.contestants import ONNX
 from bench.gpu import targets as gpu_targets
 from bench.gpu.targets import Judged
 from bench.plan import MODES
-from bench.results import BASELINE, FLATTENED, Row
+from bench.results import FLATTENED, Row
 from bench.targets import Reached, reached
 from bench.workloads import NAMES
 from bench.workloads.tables import summary
@@ -55,7 +55,7 @@ def layers_table(rows: Sequence[Row], kind: str) -> Table:
     """How many times as fast as torch.nn each contestant is, by cell and shape, for rows of one kind."""
     names = list(dict.fromkeys(name for row in rows for name in row.times if name != row.baseline))
     table = Table(
-        title=f"{kind}: times as fast as {BASELINE}",
+        title=f"{kind}: times as fast as {' or '.join(dict.fromkeys(row.baseline for row in rows))}",
         caption="ratios of medians, 20 % and 80 % in brackets; limit: the part of the machine's that fastrnn reaches",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),

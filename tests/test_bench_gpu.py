@@ -120,6 +120,8 @@ def test_targets_come_first_and_nothing_twice() -> None:
     only = cases.tasks(Selection(parts=["targets"], cells=["gru"], dtypes=["float32"], tf32=["on"]))
     assert {(task.cell, task.dtype, task.tf32) for task in only} == {("gru", "float32", True)}
     assert len(cases.tasks(Selection(parts=["reset"], tf32=["on"]))) == 2 * 2 * 3
+    first = cases.tasks(Selection(parts=["first"], dtypes=["bfloat16"]))
+    assert [(task.cell, task.shape) for task in first] == [(c, s) for c in ("lstm", "gru") for s in cases.FIRST]
 
 
 @pytest.mark.usefixtures("cpu")
@@ -309,7 +311,10 @@ def test_ratios_are_to_weights_that_cudnn_can_read(benchmark: str, monkeypatch: 
 
     monkeypatch.setattr(contestants, "can_flatten", lambda layer: True)
     monkeypatch.setattr(contestants, "flatten", flatten)
-    for row in measure.measure(replace(TASK, benchmark=benchmark, dtype="bfloat16", tf32=None), 0.001):
+    rows = list(measure.measure(replace(TASK, benchmark=benchmark, dtype="bfloat16", tf32=None), 0.001))
+    titles = [table.title for table in report.tables(rows) if benchmark == "layer"]
+    assert all(title.endswith(f": times as fast as {results.FLATTENED}") for title in titles)
+    for row in rows:
         assert row.detail["flattened"] == {"torch.nn": False, results.FLATTENED: True}
         assert row.baseline == results.FLATTENED
         assert "torch.nn" in row.speedup
@@ -422,9 +427,13 @@ def test_strategies_that_fit_are_those_that_could_be_planned(monkeypatch: pytest
     monkeypatch.setattr(_cuda, "facts_of", lambda device: h100)
     small = contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 64, 64), dtype="float16", tf32=None))
     out = {"grid, registers, barrier": "wrong", "stepwise": "it hangs"}
-    for name, made in contestants.forced_plans(replace(TASK, shape=Shape(2, 3, 512, 512), tf32=True), out).items():
-        assert name in ("fastrnn grid", "fastrnn polled")
-        assert (made.held, made.exchange) != ("registers", "barrier")
+    half = replace(TASK, shape=Shape(16, 128, 512, 512), dtype="bfloat16", tf32=None)
+    grids = [(p.held, p.exchange) for name, p in contestants.forced_plans(half).items() if name != "fastrnn stepwise"]
+    assert grids == [("registers", "barrier"), ("registers", "data")]
+    others = contestants.forced_plans(half, out)
+    assert [(p.strategy, p.held, p.exchange) for p in others.values()] == [
+        ("grid", "shared", "barrier"), ("grid", "registers", "data"),
+    ]  # fmt: skip
     with pytest.raises(RuntimeError, match="by a strategy that is left out: stepwise: it hangs"):
         contestants.forced_plans(replace(TASK, benchmark="reset", shape=Shape(2, 3, 512, 512)), out)
     assert list(small) == ["fastrnn resident", "fastrnn stepwise", "fastrnn grid", "fastrnn polled"]

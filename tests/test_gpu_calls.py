@@ -69,7 +69,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert sorted(line.split("smoke ")[1] for line in asked if "smoke" in line) == sorted(strategies.STRATEGIES)
     measured = [line.split("--part ")[1] for line in asked if "-m bench gpu" in line]
     half = "--cells lstm --dtype bfloat16"
-    assert measured == ["barrier", f"first {half}", f"first --graphs {half}"]
+    assert measured == ["barrier", f"first {half}", "first --graphs --cells lstm gru --dtype bfloat16"]
     (tests,) = [line for line in asked if "-m pytest" in line]
     assert "million" in tests
     assert "polled" in tests
@@ -78,7 +78,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert printed == (out / "first.txt").read_text()
     assert "noise" not in printed
     assert "LEFT OUT: grid, shared, data: exit status 1: smoke: grid, shared, data, lstm: Arith" in printed
-    assert "lstm-graphs, measure: exit status 7: a line" in printed
+    assert "graphs, measure: exit status 7: a line" in printed
     assert "layer lstm: 3 us" in printed
     assert "FAILED tests/test_cuda.py::test_b[lstm-grid, data polled-float32]" in printed
     assert "PASSED tests" not in printed
@@ -88,7 +88,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     files = sorted(path.name for path in out.rglob("*"))
     assert files == ["failed-tests.txt", "first-logs.tar.gz", "first.txt", "left-out.json"]
     with tarfile.open(out / "first-logs.tar.gz") as logs:
-        assert {"smoke-0.log", "tests-0.log", "lstm-graphs-0.err"} <= set(logs.getnames())
+        assert {"smoke-0.log", "tests-0.log", "graphs-0.err"} <= set(logs.getnames())
 
 
 def test_the_second_call_goes_by_the_first(machine: Callable[..., tuple[int, list[str], Path]], tmp_path: Path) -> None:
@@ -104,6 +104,7 @@ def test_the_second_call_goes_by_the_first(machine: Callable[..., tuple[int, lis
     assert all(f"--append --out {out}/second.jsonl" in line for line in measured)
     (again,) = [line for line in asked if "-m pytest" in line]
     assert again.endswith("tests/test_cuda.py::test_b[lstm-grid, data polled-float32]")
+    assert again.count("test_b[") == 1
     assert "passed: memcheck" in (out / "second.txt").read_text()
     machine("--part", "smoke", "tests")
     assert len(list(out.iterdir())) <= 8
@@ -115,11 +116,11 @@ def test_without_a_gpu_nothing_else_is_run(machine: Callable[..., tuple[int, lis
     assert not any("smoke" in line for line in asked)
 
 
-def groups(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+def groups(monkeypatch: pytest.MonkeyPatch, seconds: int = 1, **commands: str) -> None:
     """Groups that are shell commands, with little patience."""
 
     def made(name: str, line: str) -> Group:
-        return Group(name, 1, lambda _: [Command(name, ("sh", "-c", line))])
+        return Group(name, seconds, lambda _: [Command(name, ("sh", "-c", line))])
 
     monkeypatch.setattr(running, "GROUPS", GROUPS | {name: made(name, line) for name, line in commands.items()})
     monkeypatch.setattr(running, "RESERVE", 0.2)
@@ -136,20 +137,23 @@ def called(tmp_path: Path, *arguments: str) -> tuple[int, str, float]:
 def test_a_group_that_hangs_costs_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = tmp_path / "child"
     hang = f"echo begun; trap '' TERM; sleep 97 & echo $! > {child}; wait; sleep 98"
-    groups(monkeypatch, hang=hang, after="echo after", missing="exec /nothing/there")
-    status, printed, took = called(tmp_path, "--part", "hang", "missing", "after")
+    left = f"sleep 97 & echo $! >> {child}"
+    groups(monkeypatch, hang=hang, left=left, after="echo after", missing="exec /nothing/there")
+    status, printed, took = called(tmp_path, "--part", "hang", "left", "missing", "after")
     assert status == 1
     assert "begun" in printed
     assert "FAILED: hang in 2 s: hang (stopped after 1 s)" in printed
     assert "passed: after in 0 s" in printed
     assert "missing, missing: exit status 127: " in printed
     assert took < 10
-    state = Path("/proc", child.read_text().strip(), "stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"  # it has ended, if nobody has asked how
+    children = child.read_text().split()
+    assert len(children) == 2
+    for state in (Path("/proc", number, "stat") for number in children):
+        assert not state.exists() or state.read_text().split()[2] == "Z"  # it has ended, if nobody has asked how
 
 
 def test_a_call_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups(monkeypatch, a="sleep 0.9", b="trap '' TERM; sleep 96; sleep 95", c="echo c")
+    groups(monkeypatch, seconds=60, a="sleep 0.9", b="trap '' TERM; sleep 96; sleep 95", c="echo c")
     status, printed, took = called(tmp_path, "--part", "a", "b", "c", "--seconds", "2.5")
     assert status == 1
     assert took < 3.5
@@ -164,6 +168,19 @@ def test_calls_leave_time_for_the_end() -> None:
         assert running.SECONDS[name] + 5 <= 290
         left = running.SECONDS[name] - running.RESERVE - running.GRACE - sum(group.seconds for group in own[:-1])
         assert left >= {"tests": 70, "memcheck": 15}[own[-1].name]
+
+
+def test_what_an_earlier_call_has_left_may_be_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "left-out.json").write_text('{"sideways": "it was another version"}')
+    groups(monkeypatch, a="echo a")
+    out = [str(tmp_path / "out"), "--known", str(tmp_path / "known"), "--part", "a"]
+    assert running.main(out) == 2
+    assert "there is no strategy sideways" in capsys.readouterr().err
+    assert running.main([*out, "smoke", "--seconds", "0.5"]) == 1  # which finds it out anew
+    assert "FAILED: smoke: not begun" in capsys.readouterr().out
 
 
 def known(tmp_path: Path, *left_out: str, tests: tuple[str, ...] = ()) -> Known:

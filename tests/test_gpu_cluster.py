@@ -1,4 +1,4 @@
-"""The exchange within a cluster of thread blocks: what can be known of it without a GPU. No row here was measured."""
+"""How programs and thread blocks hand each other numbers: what can be known without a GPU. No row here was measured."""
 
 import ctypes
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import clock, cluster, contestants, launched, measure
+from bench.gpu import clock, cluster, contestants, launched, measure, meeting
 from bench.results import Device
 from bench.timing import by_host
 
@@ -138,3 +138,41 @@ def test_older_gpus_have_no_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.detail["not_measured"] == (
         "cluster: RuntimeError: clusters need compute capability 9.0, this GPU has 8.6"
     )
+
+
+@pytest.fixture
+def programs(device: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many wrong numbers programs read, by the exchange."""
+    from fastrnn.kernels import barrier
+
+    wrong = {"barrier": 0, "data": 0}
+
+    def meet(programs: int, steps: int, device: torch.device, how: str = "barrier") -> torch.Tensor:
+        return torch.tensor([0, wrong[how]])
+
+    monkeypatch.setattr(launched, "meet", meet)
+    monkeypatch.setattr(meeting, "poll_under_load", lambda *_: wrong["data"])
+    monkeypatch.setattr(barrier, "most_programs", lambda device: 100)
+    monkeypatch.setattr(barrier, "check", lambda device: None)
+    return wrong
+
+
+def test_programs_meet_by_each_exchange(programs: dict[str, int]) -> None:
+    what = [row.detail["what"] for row in meeting.rows(1e-3, 10, 1000, 100)]
+    assert what[:4] == [
+        *(f"step with a barrier of {n} programs" for n in (16, 64, 100)),
+        "step with a barrier of 100 programs, of 1000, all right",
+    ]
+    assert what[4:] == [
+        *(f"step with data polled of {n} programs" for n in (16, 64, 100)),
+        "step with data polled of 100 programs, of 100, all right",
+    ]
+
+
+@pytest.mark.parametrize("how", ["barrier", "data"])
+def test_wrong_numbers_are_no_end(how: str, programs: dict[str, int]) -> None:
+    programs[how] = 3
+    rows = list(meeting.rows(1e-3, 10, 1000, 100))
+    at = {"barrier": 3, "data": 7}[how]
+    assert [bool(row.times) for row in rows] == [n != at for n in range(8)]
+    assert rows[at].detail["not_measured"].endswith("all right: no: ArithmeticError: 3 wrong numbers")

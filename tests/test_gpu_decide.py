@@ -1,7 +1,7 @@
 """What follows from rows of a GPU. No row here was ever measured: times are made up, and stay in these tests."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from bench.grid import Shape
 from bench.results import FLATTENED
 from fastrnn.kernels import measured, plan
 from fastrnn.kernels.measured import Work
+from fastrnn.kernels.model import Constants
 
 MADE_UP = results.Device("NVIDIA H100 of a test", "9.0", "580", "13.0", "91300", "3.6.0", 132)
 SHAPE = Shape(16, 128, 512, 512)
@@ -103,12 +104,19 @@ def test_records_of_other_work_stay(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
 
 
-def test_constants_are_written_and_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed, stem = decided(tmp_path, capsys, constant("barrier", 2e-6), constant("rest", 1e-6))
-    assert json.loads(stem.with_suffix(".json").read_text()) == {"constants": {"barrier": 2e-6, "rest": 1e-6}}
-    assert "constants: barrier 2e-06, rest 1e-06; not measured, and until then no plan goes by them: launch" in printed
+def test_constants_are_written_where_there_are_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [field.name for field in fields(Constants)]
+    every = [constant(name, 1e-6 * number) for number, name in enumerate(names, 1)]
+    printed, stem = decided(tmp_path, capsys, *every[1:3])
+    assert f"constants: {names[1]} 2e-06, {names[2]} 3e-06; not written, for these were not measured: " in printed
     assert "records: no row" in printed
-    assert not stem.with_suffix(".jsonl").exists()
+    assert not stem.parent.exists()
+    printed, stem = decided(tmp_path, capsys, *every)
+    assert f"constants: {names[0]} 1e-06, " in printed
+    monkeypatch.setattr(measured, "GPUS", stem.parent)
+    assert measured.constants_of(MADE_UP.name) == Constants(*(1e-6 * n for n in range(1, len(names) + 1)))
 
 
 def test_who_is_to_blame_for_a_missed_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

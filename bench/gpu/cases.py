@@ -1,7 +1,7 @@
 """What is measured on a GPU: cells, sizes and kinds of numbers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import packed, resets
 from bench.grid import CELLS, Shape
@@ -99,7 +99,7 @@ def tasks(selection: Selection) -> list[Task]:
     """All of them but latencies, each once: the most important first, since time may run out."""
     special = {
         "targets": _targets(selection),
-        "first": _each(selection, "layer", FIRST, STANDARD),
+        "first": _first(selection),
         "lean": _each(selection, "lean", LEAN, STANDARD, ("training",)),
         "stacks": _each(selection, "layer", STACKS),
         "reset": _each(selection, "reset", RESETS),
@@ -122,6 +122,12 @@ def _each(
         if numbers is None or (dtype, tf32) in numbers:
             for shape in shapes:
                 yield from (Task(benchmark, cell, shape, dtype, tf32, modes) for cell in selection.gated)
+
+
+def _first(selection: Selection) -> Iterator[Task]:
+    """One cell after the other, so that time is up for the last one first."""
+    for cell in selection.gated:
+        yield from _each(replace(selection, cells=[cell]), "layer", FIRST, STANDARD)
 
 
 def _targets(selection: Selection) -> Iterator[Task]:

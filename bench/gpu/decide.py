@@ -66,15 +66,15 @@ def device_of(rows: Sequence[Row]) -> Device:
 
 
 def _constants(rows: Sequence[Row], path: Path) -> str:
-    """Write those that were measured; which were, in words."""
+    """Write them where all were measured, since no plan goes by a part of them; which were, in words."""
     if not any("value" in row.detail for row in rows):
         return "constants: none was measured"
     found = constants.measured(rows)
-    constants.write(path, found)
-    missing = [field.name for field in fields(Constants) if field.name not in found]
     values = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-    without = f"; not measured, and until then no plan goes by them: {', '.join(missing)}" if missing else ""
-    return f"constants: {values}{without}: {path}"
+    if missing := [field.name for field in fields(Constants) if field.name not in found]:
+        return f"constants: {values}; not written, for these were not measured: {', '.join(missing)}"
+    constants.write(path, found)
+    return f"constants: {values}: {path}"
 
 
 def _records(rows: Sequence[Row], path: Path) -> str:

@@ -31,6 +31,7 @@ LOG_BYTES = 4 << 20  # of each log, the end that is kept
 KNOWN = ROOT / "out" / "gpu"  # where a later call finds what an earlier one has found out
 LEFT_OUT, FAILED_TESTS = "left-out.json", "failed-tests.txt"
 NO_DEVICE = 2  # exit status of the group that looks for it
+MISTAKE = 2  # and of a call that was not understood
 
 
 @dataclass
@@ -269,6 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
         for group, file_name in (("smoke", LEFT_OUT), ("tests", FAILED_TESTS)):
             if GROUPS[group] in groups:
                 call.forget(file_name)
+        try:
+            call.known(0)
+        except ValueError as error:  # of another version, say
+            print(f"bench/gpu.sh: {error}", file=sys.stderr)
+            return MISTAKE
         for group in groups:
             processes = call.run(group)
             if group.name == "versions" and processes and processes[0].status == NO_DEVICE:

@@ -179,9 +179,9 @@ HALF, LSTM, GRU = ("--dtype", "bfloat16"), ("--cells", "lstm"), ("--cells", "gru
 FIRST = (
     Group("versions", 25, _versions),
     Group("smoke", 45, _smoke, re.compile(r"smoke: .*")),
-    Group("barrier", 50, _measure("--part", "barrier")),
+    Group("barrier", 48, _measure("--part", "barrier")),
     Group("lstm", 55, _measure("--part", "first", *LSTM, *HALF)),
-    Group("lstm-graphs", 30, _measure("--part", "first", "--graphs", *LSTM, *HALF)),
+    Group("graphs", 34, _measure("--part", "first", "--graphs", "--cells", "lstm", "gru", *HALF)),
     Group("tests", 120, _tests, TESTED),
 )
 SECOND = (
