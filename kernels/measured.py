@@ -165,20 +165,23 @@ def _driver() -> str:
     return str(torch._C._cuda_getDriverVersion()) if hasattr(torch._C, "_cuda_getDriverVersion") else "unknown"
 
 
-def line(record: Record, on: Mapping[str, str]) -> str:
-    """A record as it is kept."""
+def line(record: Record, on: Mapping[str, str], left_out: Mapping[Any, str] | None = None) -> str:
+    """A record as it is kept; with the plans that were left out and why, for whoever reads the file."""
     work = asdict(record.work) | {"dtype": str(record.work.dtype).removeprefix("torch.")}
-    values = {"on": dict(on), "work": work, "seconds": dict(record.seconds), "choices": dict(record.choices)}
+    values: dict[str, Any] = {"on": dict(on), "work": work}
+    values |= {"seconds": dict(record.seconds), "choices": dict(record.choices)}
+    if left_out:
+        values["left_out"] = [asdict(plan) | {"reason": why} for plan, why in left_out.items()]
     return json.dumps(values)
 
 
-def append(record: Record, on: Mapping[str, str]) -> None:
+def append(record: Record, on: Mapping[str, str], left_out: Mapping[Any, str] | None = None) -> None:
     """Keep a record; a line is written at once, so that neither an end in the middle nor another process breaks it."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, f"{line(record, on)}\n".encode())
+        os.write(file, f"{line(record, on, left_out)}\n".encode())
     finally:
         os.close(file)
 
