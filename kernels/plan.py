@@ -144,6 +144,11 @@ def forced(**choices: object) -> Iterator[None]:
         _forced.update(before)
 
 
+def is_forced() -> bool:
+    """Whether something holds for every plan."""
+    return bool(_forced)
+
+
 def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Plan:
     """Choose between torch's layers and our kernels.
 
@@ -156,7 +161,7 @@ def plan(work: Work, facts: DeviceFacts, beyond_torch: str | None = None) -> Pla
     kernels = plan_kernels(work, facts, reason=beyond)
     if _forced:
         return kernels
-    why_not = _why_no_kernels(work.dtype, facts)
+    why_not = why_no_kernels(work.dtype, facts)
     if why_not is not None:
         return Plan("torch", why_not)
     if beyond_torch is not None:
@@ -345,7 +350,7 @@ def resident_memory(cell: str, hidden: int, itemsize: int) -> int:
     return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE) + 2048
 
 
-def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
+def why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
     """None where our kernels run, else why not."""
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return f"our kernels take float32, float64, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"

@@ -15,6 +15,7 @@ import doubles
 import pytest
 import torch
 from doubles import GRID, H100, RESIDENT, STEPWISE, candidates, layers, off
+from processes import alive, numbers, until
 
 from fastrnn import _contest, _cuda, _elsewhere, _settings, _worker
 from fastrnn.kernels import measured
@@ -41,30 +42,8 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     doubles.BEHAVIOUR.clear()
     yield
     doubles.BEHAVIOUR.clear()
-    for number in numbers(tmp_path):
+    for number in numbers(tmp_path / "numbers"):
         assert not alive(number), "the process that tried plans is still there"
-
-
-def numbers(folder: Path) -> list[int]:
-    """Of the processes that tried plans."""
-    file = folder / "numbers"
-    return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-def alive(number: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about yet does not."""
-    try:
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state not in "ZX"
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def tune(*works: Work) -> object:
@@ -93,7 +72,7 @@ def test_what_goes_wrong_costs_its_plan_alone(tmp_path: Path, monkeypatch: pytes
     assert exhausted == "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
     assert left == "its process ended with status 3"
     assert lost == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert len(numbers(tmp_path)) == 5  # one, and another after each that ended
+    assert len(numbers(tmp_path / "numbers")) == 5  # one, and another after each that ended
     (line,) = measured.cache_file().read_text().splitlines()
     kept = json.loads(line)["left_out"]
     assert [(plan["units"], plan["reason"]) for plan in kept] == [(p.units, w) for p, w in result.left_out.items()]
@@ -114,9 +93,9 @@ def test_here_means_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doubles, "PLANS", [STEPWISE])
     state = torch.get_rng_state()
     TUNE.tune_works([(WORK, CPU)], 0.01, here=True)
-    assert not numbers(tmp_path)
+    assert not numbers(tmp_path / "numbers")
     assert len(tune().results) == 1
-    assert len(numbers(tmp_path)) == 1
+    assert len(numbers(tmp_path / "numbers")) == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -194,7 +173,7 @@ def test_it_ends_with_the_process_that_asks(end: str, tmp_path: Path, monkeypatc
     process = script(then, start_new_session=True)
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["once\n", "True\n"]
-    (number,) = numbers(tmp_path)
+    (number,) = numbers(tmp_path / "numbers")
     if end == "killed":
         time.sleep(0.5)
         assert alive(number)
@@ -213,7 +192,7 @@ def test_an_interrupt_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_elsewhere.Elsewhere, "_start", interrupted(_elsewhere.Elsewhere._start))
     with pytest.raises(KeyboardInterrupt):
         tune()
-    (number,) = numbers(tmp_path)
+    (number,) = numbers(tmp_path / "numbers")
     until(lambda: not alive(number))
 
 
