@@ -182,9 +182,10 @@ class _Tuner:
         from fastrnn._elsewhere import Elsewhere
         from fastrnn.tune import SECONDS
 
-        work, name = entry.work, entry.facts.name
+        work, name, processors = entry.work, entry.facts.name, entry.facts.sm_count
         with _turn(), closing(Elsewhere(entry.opening)) as elsewhere:
-            if measured.find(measured.of_gpu(name, [field.name for field in fields(Plan)]), work, whole=True):
+            known = measured.of_gpu(name, processors, [field.name for field in fields(Plan)])
+            if measured.find(known, work, whole=True):
                 return  # another process has tuned it
             self.elsewhere = elsewhere
             if self.ended:
@@ -195,7 +196,7 @@ class _Tuner:
                 elsewhere.check(chosen)
 
             result = contest(work, entry.facts, elsewhere, SECONDS, lambda what: None, verify)
-            measured.append(result.record, measured.identity(name), result.left_out)
+            measured.append(result.record, measured.identity(name, processors), result.left_out)
 
     def warn(self, entry: _Entry) -> None:
         """Say once that tuning failed, in a thread of the caller's."""

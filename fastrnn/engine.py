@@ -73,11 +73,13 @@ def plan(
     why = _why_not_ours(x, proj_size)
     if why is None and x.device.type == "cuda":
         work = work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
-        facts, tuning = facts_for(work, x.device, called=steps is not None)
+        facts, also = facts_for(work, x.device, called=steps is not None)
         chosen = kernels.plan(work, facts, beyond_torch)
+        if facts.no_grid is not None:
+            also += f"; {facts.no_grid}"
         if chosen.strategy != "torch":
-            return Plan("triton", str(chosen), f"{chosen.reason}{tuning}{widened}")
-        why = f"{chosen.reason}{tuning}"
+            return Plan("triton", str(chosen), f"{chosen.reason}{also}{widened}")
+        why = f"{chosen.reason}{also}"
     if why is None and beyond_torch is None and single and not half_weights:
         why = _why_torch_is_faster(x.dtype, single, trains)
     if why is None:

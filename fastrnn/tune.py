@@ -130,7 +130,7 @@ def tune_works(works: Works, seconds: float = SECONDS, here: bool = False) -> Tu
                 else:
                     result = _tried_elsewhere(work, of_device, device, seconds, advance)
             results.append(result)
-            measured.append(result.record, measured.identity(of_device.name), result.left_out)
+            measured.append(result.record, measured.identity(of_device.name, of_device.sm_count), result.left_out)
     device_facts.cache_clear()
     return Tuning(tuple(results))
 

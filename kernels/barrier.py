@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastrnn.kernels.device import multiprocessors
 from fastrnn.kernels.graphs import capturing
 
 APART = 32  # counters, of 4 bytes each, do not share a cache line
@@ -109,7 +110,7 @@ def most_programs(device: torch.device) -> int | None:
     """How many programs certainly run at the same time: one on every multiprocessor. None where that is no question."""
     if device.type != "cuda":
         return None
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors(torch.cuda.get_device_properties(device))
 
 
 def options(vendor: str, all_registers: bool = True) -> dict[str, object]:

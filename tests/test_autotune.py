@@ -36,7 +36,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     attributes = [field.name for field in fields(Plan)]
 
     def facts_of(device: torch.device) -> DeviceFacts:
-        return replace(H100, records=measured.of_gpu(H100.name, attributes))
+        return replace(H100, records=measured.of_gpu(H100.name, 132, attributes))
 
     opening = _elsewhere.opening
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
@@ -132,7 +132,7 @@ def test_new_work_is_tuned_and_what_is_found_is_used(tmp_path: Path, monkeypatch
     assert not WARNED
     assert planned() == second
     assert not torch.cuda.is_initialized()
-    (kept,) = measured.of_gpu(H100.name, [*Plan.__dataclass_fields__])
+    (kept,) = measured.of_gpu(H100.name, 132, [*Plan.__dataclass_fields__])
     assert (kept.work, [name for name, _ in kept.seconds]) == (WORK, ["torch", "stepwise"])
     assert len(numbers(tmp_path / "numbers")) == 3  # after the abort another, and a fresh one to verify
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_verified_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("how", ["forced", "few steps", "no sizes", "no rows", "known", "observed", "captured"])
 def test_what_is_not_tuned(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "known":
-        measured.append(Record(WORK, *FASTER), measured.identity(H100.name))
+        measured.append(Record(WORK, *FASTER), measured.identity(H100.name, 132))
     monkeypatch.setattr(AUTOTUNE, "capturing", lambda device: how == "captured")
     sizes = {"few steps": {"steps": 7}, "no sizes": {"steps": None}, "no rows": {"batch": 0}}.get(how, {})
     with fastrnn.autotune(True):
@@ -179,7 +179,7 @@ def found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the other process had done its work."""
 
     def tune(self: object, entry: AUTOTUNE._Entry) -> None:
-        measured.append(Record(entry.work, *FASTER), measured.identity(H100.name))
+        measured.append(Record(entry.work, *FASTER), measured.identity(H100.name, 132))
 
     monkeypatch.setattr(AUTOTUNE._Tuner, "_tune", tune)
 
@@ -265,7 +265,7 @@ def test_processes_take_turns_and_share_what_they_find(tmp_path: Path) -> None:
             planned()
             time.sleep(0.5)
             assert planned().reason.endswith("; being tuned")
-            measured.append(Record(WORK, *FASTER), measured.identity(H100.name))
+            measured.append(Record(WORK, *FASTER), measured.identity(H100.name, 132))
             fcntl.flock(file, fcntl.LOCK_UN)
             until(ended)
             assert planned().engine == "triton"

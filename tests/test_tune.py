@@ -156,7 +156,9 @@ def test_work_is_kept_as_it_is_measured(capsys: pytest.CaptureFixture[str]) -> N
     works = [WORK, Work("lstm", 7, 3, 4, 5, torch.float64)]
     tuning = TUNE.tune_works([(work, CPU) for work in works], 0.01, here=True)
     known = [
-        *measured.read(measured.cache_file(), measured.identity("NVIDIA H100"), [*Plan.__dataclass_fields__], "here")
+        *measured.read(
+            measured.cache_file(), measured.identity("NVIDIA H100", 132), [*Plan.__dataclass_fields__], "here"
+        )
     ]
     assert [record.work for record in known] == works
     assert [record.seconds for record in known] == [result.record.seconds for result in tuning.results]
@@ -181,8 +183,8 @@ def test_what_a_plan_says_follows() -> None:
         BEHAVIOUR[plan.strategy, plan.units] = slowly
     record = TUNE.tune_works([(WORK, CPU)], 0.01, here=True).results[0].record
     faster = Record(WORK, (("torch", 1.0), ("resident", 0.5)), record.choices)
-    measured.append(faster, measured.identity("NVIDIA H100"))
-    records = measured.of_gpu("NVIDIA H100", [*Plan.__dataclass_fields__])
+    measured.append(faster, measured.identity("NVIDIA H100", 132))
+    records = measured.of_gpu("NVIDIA H100", 132, [*Plan.__dataclass_fields__])
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     chosen = kernels.plan.plan(WORK, facts)
     assert chosen.strategy == "resident"
@@ -250,8 +252,8 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         for cell in ("gru", "lstm")
     ]
     assert capsys.readouterr().out == f"the table\nkept in {measured.cache_file()}\n"
-    measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100"))
-    records = measured.of_gpu("NVIDIA H100", [])
+    measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100", 132))
+    records = measured.of_gpu("NVIDIA H100", 132, [])
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
     assert command(monkeypatch, "--list") == 0
