@@ -20,6 +20,8 @@ except ImportError as error:
 from fastrnn import functional as functional
 from fastrnn import init as init
 from fastrnn import reference as reference
+from fastrnn.autotune import autotune as autotune
+from fastrnn.autotune import is_autotune_enabled as is_autotune_enabled
 from fastrnn.convert import convert as convert
 from fastrnn.convert import patch as patch
 from fastrnn.convert import patched as patched

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +59,9 @@ class Case:
         """Draw one."""
         make = partial(LAYERS[work.cell], num_layers=work.layers, bidirectional=work.directions == 2)
         layer = make(work.inputs, work.hidden, dtype=work.dtype, device=device)
+        # As the user's own layer has its weights, packed by torch where it packs them: torch 2.11 does not know how to
+        # in bfloat16, has cuDNN pack them at every call, and that is what the user's calls take.
+        layer.train(work.trains)  # while it trains, cuDNN writes what backward needs, wanted or not
         if work.cell == "rnn_relu":
             away_from_the_kink(layer)
         x: Tensor | PackedSequence = _random(work, device, work.steps, work.batch, work.inputs)
@@ -89,51 +92,162 @@ class Case:
         return outputs, list(torch.autograd.grad(outputs, leaves, self.upstream))
 
 
+class Lost(RuntimeError):
+    """Nothing can be tried any more: a device computes nothing, or there is no process that could try."""
+
+
+class Failed(Exception):
+    """A plan failed in another process; the message is the reason in words."""
+
+
+class Ways(Protocol):
+    """A piece of work, to be computed by torch (None) or by a plan of ours, one at a time.
+
+    Whatever a method raises is about that plan, but for :class:`Lost`.
+    """
+
+    def trial(self, plan: Plan | None) -> float:
+        """Seconds of a call, from a few; a plan's results have been looked at before."""
+
+    def turn(self, plan: Plan | None, once: float) -> float:
+        """Seconds of a call, from as many as a turn has room for if one takes ``once``."""
+
+    def check(self, plan: Plan) -> None:
+        """Look whether a plan's results are right, and the same in a second call."""
+
+
+class Here:
+    """The ways to compute a piece of work in this process.
+
+    Args:
+        work: what is to be computed.
+        device: to compute on.
+    """
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        self.device = device
+        with torch.random.fork_rng([device] if device.type != "cpu" else []):
+            torch.manual_seed(0)
+            self.case = Case.of(work, device)
+        self.timer = Timer("run()", globals={"run": self.case.run})
+        with self._by(None):
+            self.theirs, self.truth = self.case.run(), self.case.to(torch.float64).run()
+
+    def trial(self, plan: Plan | None) -> float:
+        """As :class:`Ways` has it; the calls before those that are timed have compiled what there is to compile."""
+        with self._by(plan):
+            if plan is not None:
+                self._check()
+            return median(self.timer.timeit(1).mean for _ in range(TRIALS))
+
+    def turn(self, plan: Plan | None, once: float) -> float:
+        """As :class:`Ways` has it."""
+        with self._by(plan):
+            return self.timer.timeit(math.ceil(TURN / once)).mean
+
+    def check(self, plan: Plan) -> None:
+        """As :class:`Ways` has it."""
+        with self._by(plan):
+            self._check()
+
+    @contextmanager
+    def _by(self, plan: Plan | None) -> Iterator[None]:
+        """Compute by a way, and see whether the device still computes after what went wrong."""
+        try:
+            with way(plan):
+                yield
+                if plan is not None and plan.strategy == "grid" and _cuda.HAS_TRITON:
+                    from fastrnn.kernels import barrier
+
+                    barrier.check(self.device)  # which a later plan's launch would do else
+        except Exception as problem:
+            if self.device.type == "cuda":
+                try:
+                    torch.cuda.synchronize(self.device)
+                except Exception:  # a fault in a kernel, after which every call fails
+                    why = f"fastrnn: {self.device} computes nothing any more in this process"
+                    raise Lost(why) from problem
+            raise
+
+    def _check(self) -> None:
+        """Look whether results are right, and the same in a second call.
+
+        Raises:
+            ArithmeticError: they are not.
+        """
+        found = (self.case.run(), self.case.run(), self.theirs, self.truth)
+        for gradient, results in enumerate(zip(*found, strict=True)):
+            for ours, same, torchs, true in zip(*results, strict=True):
+                off, limit = error(ours, true), allowed(torchs, true, bool(gradient))
+                if off > limit:
+                    what = "a gradient" if gradient else "an output"
+                    raise ArithmeticError(f"{what} is off by {off:.1e}, and {limit:.1e} is allowed")
+                if not torch.equal(ours, same):
+                    raise ArithmeticError("another result in a second call")
+
+
 def contest(
-    work: Work, facts: DeviceFacts, device: torch.device, seconds: float, watch: Callable[[str], None]
+    work: Work,
+    facts: DeviceFacts,
+    ways: Ways,
+    seconds: float,
+    watch: Callable[[str], None],
+    verify: Callable[[Plan], None] | None = None,
 ) -> Result:
     """Check every plan of ours against float64, by how far torch's layer is off, and time those that are right.
 
     Args:
         work: what is to be computed.
         facts: of the device.
-        device: to compute on.
+        ways: to compute it.
         seconds: of timing the fastest plan of each strategy against torch, in turns.
         watch: called with what is to be done next, of :func:`parts` things.
+        verify: called with the plan that is to be chosen; where it raises, the next one is.
 
     Raises:
-        RuntimeError: the device computes nothing any more; or torch's layer could not compute it.
+        Lost: nothing can be tried any more.
+        Exception: torch's layer could not compute it.
     """
-    with torch.random.fork_rng([device] if device.type != "cpu" else []):
-        torch.manual_seed(0)
-        case = Case.of(work, device)
-        watch(f"{work}: {TORCH}")
-        with way(None):
-            theirs, truth = case.run(), case.to(torch.float64).run()
-            took = {TORCH: _trial(case)}
-        best: dict[str, Plan] = {}
-        left_out: dict[Plan, str] = {}
-        for plan in candidates(work, facts):
-            watch(f"{work}: {plan.strategy}")
-            with _or_else(plan, left_out, device):
-                _check(case, theirs, truth)
-                trial = _trial(case)
-            if plan not in left_out and trial < took.get(plan.strategy, math.inf):
+    watch(f"{work}: {TORCH}")
+    took = {TORCH: ways.trial(None)}
+    best: dict[str, Plan] = {}
+    left_out: dict[Plan, str] = {}
+    for plan in candidates(work, facts):
+        watch(f"{work}: {plan.strategy}")
+        with _or_else(plan, left_out):
+            trial = ways.trial(plan)
+            if trial < took.get(plan.strategy, math.inf):
                 took[plan.strategy], best[plan.strategy] = trial, plan
-        watch(f"{work}: in turns")
-        taken = _in_turns(case, best, took, seconds, left_out, device)
-        for plan in best.values():  # each has computed it many times by now: is it still right?
-            with _or_else(plan, left_out, device):
-                _check(case, theirs, truth)
+    watch(f"{work}: in turns")
+    taken = _in_turns(ways, best, took, seconds, left_out)
+    for plan in best.values():  # each has computed it many times by now: is it still right?
+        if plan not in left_out:
+            with _or_else(plan, left_out):
+                ways.check(plan)
     right = {name: median(turns) for name, turns in taken.items() if name == TORCH or best[name] not in left_out}
-    fastest = min((name for name in right if name != TORCH), key=right.__getitem__, default=None)
-    chosen = () if fastest is None else tuple(choices(best[fastest]).items())
+    chosen: tuple[tuple[str, object], ...] = ()
+    for name in sorted((name for name in right if name != TORCH), key=right.__getitem__):
+        if verify is not None:
+            with _or_else(best[name], left_out):
+                verify(best[name])
+        if best[name] not in left_out:
+            chosen = tuple(choices(best[name]).items())
+            break
+        del right[name]
     return Result(Record(work, tuple(right.items()), chosen), left_out)
 
 
 def parts(work: Work, facts: DeviceFacts) -> int:
     """How many times :func:`contest` tells what it does."""
     return 2 + sum(1 for _ in candidates(work, facts))
+
+
+def words(problem: BaseException) -> str:
+    """The reason why something failed, in a line."""
+    message = str(problem).strip()
+    if isinstance(problem, Failed):
+        return message
+    return f"{type(problem).__name__}: {(message or 'no message').splitlines()[0]}"
 
 
 @contextmanager
@@ -158,69 +272,28 @@ def _flat(returned: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _or_else(plan: Plan, left_out: dict[Plan, str], device: torch.device) -> Iterator[None]:
+def _or_else(plan: Plan, left_out: dict[Plan, str]) -> Iterator[None]:
     """Compute by a plan; whatever a compiler, a launch or a check raises, it is then left out."""
     try:
-        with way(plan):
-            yield
-            if plan.strategy == "grid" and _cuda.HAS_TRITON:
-                from fastrnn.kernels import barrier
-
-                barrier.check(device)  # which a later plan's launch would do else
+        yield
+    except Lost:
+        raise
     except Exception as problem:
-        left_out[plan] = f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[0]}"
-        if device.type == "cuda":
-            try:
-                torch.cuda.synchronize(device)
-            except Exception:  # a fault in a kernel, after which every call fails
-                raise RuntimeError(f"fastrnn: {device} computes nothing any more in this process") from problem
-
-
-def _check(case: Case, theirs: Results, truth: Results) -> None:
-    """Look whether results are right, and the same in a second call.
-
-    Raises:
-        ArithmeticError: they are not.
-    """
-    for gradient, results in enumerate(zip(case.run(), case.run(), theirs, truth, strict=True)):
-        for ours, same, torchs, true in zip(*results, strict=True):
-            off, limit = error(ours, true), allowed(torchs, true, bool(gradient))
-            if off > limit:
-                what = "a gradient" if gradient else "an output"
-                raise ArithmeticError(f"{what} is off by {off:.1e}, and {limit:.1e} is allowed")
-            if not torch.equal(ours, same):
-                raise ArithmeticError("another result in a second call")
-
-
-def _trial(case: Case) -> float:
-    """Seconds of a call, from a few; the calls before have compiled what there is to compile."""
-    timer = Timer("run()", globals={"run": case.run})
-    return median(timer.timeit(1).mean for _ in range(TRIALS))
+        left_out[plan] = words(problem)
 
 
 def _in_turns(
-    case: Case,
-    best: Mapping[str, Plan],
-    once: Mapping[str, float],
-    seconds: float,
-    left_out: dict[Plan, str],
-    device: torch.device,
+    ways: Ways, best: Mapping[str, Plan], once: Mapping[str, float], seconds: float, left_out: dict[Plan, str]
 ) -> dict[str, list[float]]:
     """Seconds of a call by each way, which alternate, so that what disturbs the machine disturbs them alike."""
-    timer, end = Timer("run()", globals={"run": case.run}), time.perf_counter() + seconds
     taken: dict[str, list[float]] = {TORCH: [], **{name: [] for name in best}}
-    order = list(taken)
-
-    def turn(name: str) -> None:
-        taken[name].append(timer.timeit(math.ceil(TURN / once[name])).mean)
-
+    order, end = list(taken), time.perf_counter() + seconds
     while len(taken[TORCH]) < TRIALS or time.perf_counter() < end:
         for name in order:
             if name == TORCH:
-                with way(None):
-                    turn(name)
+                taken[name].append(ways.turn(None, once[name]))
             elif best[name] not in left_out:
-                with _or_else(best[name], left_out, device):
-                    turn(name)
+                with _or_else(best[name], left_out):
+                    taken[name].append(ways.turn(best[name], once[name]))
         order.reverse()
     return taken

@@ -4,6 +4,7 @@ Triton is imported when a layer is first computed, not before. Kernels are launc
 torch's current stream there.
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from fastrnn._dynamo import constant
 from fastrnn._ops import Gradients, Outputs, TapedOutputs
+from fastrnn.kernels.device import WHY_NOT_CAPTURED, takes_cooperative_bodies
+from fastrnn.kernels.graphs import capturing
 from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed
 
@@ -19,8 +22,18 @@ HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
 
 def facts_of(device: torch.device) -> DeviceFacts:
-    """The facts of a CUDA device."""
-    return _facts(torch.cuda.current_device() if device.index is None else device.index)
+    """The facts of a CUDA device, of which some hold only while a CUDA graph is captured."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    facts = _facts(index)
+    if takes_cooperative_bodies(facts.driver) or torch.compiler.is_compiling() or not capturing(device):
+        return facts
+    known = _captured.get(index)
+    if known is None or known[0] is not facts:  # facts are the same object as long as they are the same
+        known = _captured[index] = (facts, replace(facts, no_grid=WHY_NOT_CAPTURED))
+    return known[1]
+
+
+_captured: dict[int, tuple[DeviceFacts, DeviceFacts]] = {}
 
 
 @constant  # for it reads files

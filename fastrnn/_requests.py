@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._modules import Fast, has_own_forward
 from fastrnn._validate import Stack
+from fastrnn.autotune import observing
 from fastrnn.convert import recurrent_layers
 
 
@@ -113,6 +114,7 @@ def _undisturbed(model: Module, inputs: Sequence[object]) -> Iterator[None]:
     devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(observing())
         for kind in {device.type for device in devices} or {"cpu"}:
             stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == kind], device_type=kind))
         if "torch._dynamo" in sys.modules:

@@ -48,6 +48,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--tf32", choices=("on", "off"), help="allow products of float32 to be rounded, or not")
     parser.add_argument("--seconds", type=positive_float, default=SECONDS, help="of timing each (default: %(default)s)")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU, for shapes (default: 0)")
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="try plans in this process, not in one of their own: for a GPU in exclusive mode, which takes one alone. "
+        "A kernel that crashes ends it all then",
+    )
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -84,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         except (ImportError, AttributeError, ValueError) as problem:
             return _refuse(f"--model {options.model}: {problem}")
     try:
-        print(tune_works(wanted, options.seconds))
+        print(tune_works(wanted, options.seconds, options.here))
     except (RuntimeError, OSError) as problem:  # of the GPU, or of the cache
         print(f"python -m fastrnn tune: {problem}; what was measured before is kept", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
 from fastrnn import _cuda, _validate
+from fastrnn.autotune import facts_for
 from fastrnn.kernels import plan as kernels
 from fastrnn.kernels.measured import Work
 
@@ -72,10 +73,13 @@ def plan(
     why = _why_not_ours(x, proj_size)
     if why is None and x.device.type == "cuda":
         work = work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
-        chosen = kernels.plan(work, _cuda.facts_of(x.device), beyond_torch)
+        facts, also = facts_for(work, x.device, called=steps is not None)
+        chosen = kernels.plan(work, facts, beyond_torch)
+        if facts.no_grid is not None:
+            also += f"; {facts.no_grid}"
         if chosen.strategy != "torch":
-            return Plan("triton", str(chosen), f"{chosen.reason}{widened}")
-        why = chosen.reason
+            return Plan("triton", str(chosen), f"{chosen.reason}{also}{widened}")
+        why = f"{chosen.reason}{also}"
     if why is None and beyond_torch is None and single and not half_weights:
         why = _why_torch_is_faster(x.dtype, single, trains)
     if why is None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from fastrnn.engine import work_of
 from fastrnn.explain import table
 from fastrnn.kernels import measured
 from fastrnn.kernels.measured import TORCH, Work, seconds_of
-from fastrnn.kernels.plan import Plan, device_facts
+from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts
 
 if TYPE_CHECKING:
     from fastrnn._contest import Result
@@ -57,8 +57,12 @@ def tune(model: Module, /, *inputs: Any, **kwargs: Any) -> Tuning:
     for layers like it: of the same sizes, with up to as many rows, but more than half, and at least half the steps.
     That is for this model of GPU, its driver, and these versions of torch, triton and fastrnn.
 
+    Plans are tried in a process of their own, which needs some hundred MB of the GPU's memory beside what the layer
+    takes: one that crashes, hangs or cannot be compiled is left out with the reason, and this process goes on as if
+    nothing had been. The one that is chosen is then computed once in this process as well, and looked at again.
+
     It takes a second for each piece of work and, the first time, minutes for compiling. ``python -m fastrnn tune`` does
-    the same for sizes that are named.
+    the same for sizes that are named, and :class:`fastrnn.autotune` without being asked.
 
     Args:
         model: a module, or a layer itself, with its parameters on a GPU.
@@ -70,7 +74,8 @@ def tune(model: Module, /, *inputs: Any, **kwargs: Any) -> Tuning:
     Raises:
         TypeError: ``model`` is not a :class:`torch.nn.Module`.
         ValueError: no layer of fastrnn's was given tensors on a GPU that its kernels could compute.
-        RuntimeError: a fault in a kernel has left the GPU unusable in this process; what was measured before is kept.
+        RuntimeError: plans cannot be tried in another process (a GPU in exclusive mode takes one alone: see
+            ``python -m fastrnn tune --here``), or torch's layer fails. What was measured before is kept.
 
     Examples::
 
@@ -103,8 +108,14 @@ def works_of(model: Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], mo
     return list(found)
 
 
-def tune_works(works: Works, seconds: float = SECONDS) -> Tuning:
-    """The same for pieces of work, each on a device; ``seconds`` is how long the timing of one lasts."""
+def tune_works(works: Works, seconds: float = SECONDS, here: bool = False) -> Tuning:
+    """The same for pieces of work, each on a device.
+
+    Args:
+        works: with their devices.
+        seconds: how long the timing of one lasts.
+        here: whether to try plans in this process, which one that is wrong may leave unable to compute.
+    """
     from fastrnn import _contest  # with a timer of torch's that takes a quarter of a second to import
 
     results = []
@@ -113,11 +124,37 @@ def tune_works(works: Works, seconds: float = SECONDS) -> Tuning:
     with _progress(total) as advance:
         for (work, device), of_device in zip(works, facts, strict=True):
             with torch.cuda.device(device):
-                result = _contest.contest(work, of_device, device, seconds, advance)
+                if here:
+                    ways = _contest.Here(work, device)
+                    result = _contest.contest(work, of_device, ways, seconds, advance)
+                else:
+                    result = _tried_elsewhere(work, of_device, device, seconds, advance)
             results.append(result)
-            measured.append(result.record, measured.identity(of_device.name))
+            measured.append(result.record, measured.identity(of_device.name, of_device.sm_count), result.left_out)
     device_facts.cache_clear()
     return Tuning(tuple(results))
+
+
+def _tried_elsewhere(
+    work: Work, facts: DeviceFacts, device: torch.device, seconds: float, advance: Callable[[str], None]
+) -> "Result":
+    """What comes out of a piece of work in another process, with a last look at the chosen plan in this one."""
+    from fastrnn._contest import Failed, Here, Lost, contest
+    from fastrnn._elsewhere import Elsewhere, opening
+
+    here: list[Here] = []
+
+    def verify(plan: Plan) -> None:
+        here[:] = here or [Here(work, device)]
+        here[0].check(plan)
+
+    if device.type == DEVICE:
+        torch.cuda.empty_cache()  # the other process needs memory
+    with closing(Elsewhere(opening(work, device))) as elsewhere:
+        try:
+            return contest(work, facts, elsewhere, seconds, advance, verify)
+        except Failed as problem:
+            raise Lost(f"fastrnn: torch's layer cannot compute {work}: {problem}") from None
 
 
 def _row(result: "Result") -> tuple[str, ...]:

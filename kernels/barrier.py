@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn.kernels import launcher
+from fastrnn.kernels.device import multiprocessors
 from fastrnn.kernels.graphs import capturing
 
 APART = 32  # counters, of 4 bytes each, do not share a cache line
@@ -125,7 +126,7 @@ def most_programs(device: torch.device) -> int | None:
 
 @cache
 def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors(torch.cuda.get_device_properties(device))
 
 
 def options(vendor: str, all_registers: bool = True) -> dict[str, object]:

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import barrier, exchange, gates
+from fastrnn.kernels import barrier, exchange, gates, tf32
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.resident import columns
@@ -255,7 +255,7 @@ def recur_forward(
         else:
             h, c = h_new, c_new
         there = exchange_ptr + exchange.place_of(s - begin + 1, EXCHANGE) * states + state_at
-        exchange.put(there + flat, h, mask, EXCHANGE)
+        exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)
         exchange.arrive(counter_ptr, EXCHANGE)
 
         y_mask = mask
@@ -294,7 +294,7 @@ def grid_forward(
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     G: tl.constexpr = 3 if CELL == "gru" else W
     tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
-    ws = unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK)
+    ws = tf32.all_rounded(unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK), PRECISION)
     recur_forward(
         multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
         pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import exchange, gates
+from fastrnn.kernels import exchange, gates, tf32
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
@@ -171,7 +171,7 @@ def recur_backward(
             step_ptr, held, in_tile, dh.dtype, patience, error_ptr, s,
             CELL, BB, BU, W, H, SPLIT, BK, PRECISION, EXCHANGE, AHEAD,
         )  # fmt: skip
-        dh_new = dh_around + product
+        dh_new = dh_around + tf32.restored(product, PRECISION)
         if lengths_ptr is not None:
             dh, dc = tl.where(alive[:, None], dh_new, dh), tl.where(alive[:, None], dc_new, dc)
         else:
@@ -197,7 +197,7 @@ def grid_backward(
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     G: tl.constexpr = 3 if CELL == "gru" else W
     tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
-    ws = column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK)
+    ws = tf32.all_rounded(column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK), PRECISION)
     recur_backward(
         multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
         gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,

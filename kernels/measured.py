@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.kernels.device import driver_version
 from fastrnn.kernels.model import Constants
 
 TORCH = "torch"  # its own layers, among the ways to compute one
@@ -141,15 +142,19 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "fastrnn", "tuned.jsonl")
 
 
-def identity(name: str) -> dict[str, str]:
-    """What tuning holds for: a GPU of that name and whatever has a part in how fast it computes."""
+def identity(name: str, processors: int) -> dict[str, str]:
+    """What tuning holds for: a GPU of that name and whatever has a part in how fast it computes.
+
+    Of a GPU that is shared, a process may have a part of the multiprocessors.
+    """
     from fastrnn import __version__
 
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
-    return {"gpu": name, "driver": _driver(), "torch": torch.__version__, "triton": triton, "fastrnn": __version__}
+    versions = {"driver": _driver(), "torch": torch.__version__, "triton": triton, "fastrnn": __version__}
+    return {"gpu": name, "multiprocessors": str(processors)} | versions
 
 
 @cache
@@ -162,23 +167,26 @@ def _driver() -> str:
             continue
         if found:
             return found[0]
-    return str(torch._C._cuda_getDriverVersion()) if hasattr(torch._C, "_cuda_getDriverVersion") else "unknown"
+    return str(driver_version()) if driver_version() else "unknown"
 
 
-def line(record: Record, on: Mapping[str, str]) -> str:
-    """A record as it is kept."""
+def line(record: Record, on: Mapping[str, str], left_out: Mapping[Any, str] | None = None) -> str:
+    """A record as it is kept; with the plans that were left out and why, for whoever reads the file."""
     work = asdict(record.work) | {"dtype": str(record.work.dtype).removeprefix("torch.")}
-    values = {"on": dict(on), "work": work, "seconds": dict(record.seconds), "choices": dict(record.choices)}
+    values: dict[str, Any] = {"on": dict(on), "work": work}
+    values |= {"seconds": dict(record.seconds), "choices": dict(record.choices)}
+    if left_out:
+        values["left_out"] = [asdict(plan) | {"reason": why} for plan, why in left_out.items()]
     return json.dumps(values)
 
 
-def append(record: Record, on: Mapping[str, str]) -> None:
+def append(record: Record, on: Mapping[str, str], left_out: Mapping[Any, str] | None = None) -> None:
     """Keep a record; a line is written at once, so that neither an end in the middle nor another process breaks it."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, f"{line(record, on)}\n".encode())
+        os.write(file, f"{line(record, on, left_out)}\n".encode())
     finally:
         os.close(file)
 
@@ -222,9 +230,15 @@ def latest(records: Sequence[Record]) -> tuple[Record, ...]:
     return tuple({record.work: record for record in records}.values())
 
 
-def of_gpu(name: str, attributes: Collection[str]) -> tuple[Record, ...]:
-    """What was measured on the GPU of that name, the most reliable first; ``attributes`` are those of a plan."""
-    tuned = read(cache_file(), identity(name), attributes, TUNED)
+def of_gpu(name: str, processors: int, attributes: Collection[str]) -> tuple[Record, ...]:
+    """What was measured on the GPU of that name, the most reliable first.
+
+    Args:
+        name: of the GPU.
+        processors: how many multiprocessors it has for this process.
+        attributes: those of a plan.
+    """
+    tuned = read(cache_file(), identity(name, processors), attributes, TUNED)
     shipped = read(GPUS / f"{file_stem(name)}.jsonl", {"gpu": name}, attributes, f"measured on another {name}")
     return (*latest([*tuned]), *latest([*shipped]))
 

@@ -19,6 +19,7 @@ import torch
 
 from fastrnn._dynamo import constant, tracing
 from fastrnn.kernels import cudnn, measured, model
+from fastrnn.kernels.device import driver_version, multiprocessors
 from fastrnn.kernels.measured import TORCH, Record, Work
 from fastrnn.kernels.model import Constants
 from fastrnn.kernels.tiles import cdiv, padded
@@ -59,6 +60,8 @@ class DeviceFacts:
         cudnn: the version of cuDNN that torch has, or None.
         records: what work took on it.
         constants: of the cost model, as measured on such a GPU; None where nobody has measured them.
+        driver: version of CUDA that the driver has, as it numbers it; 0 for AMD's.
+        no_grid: why programs may not wait for each other, or None where they may.
     """
 
     name: str
@@ -70,6 +73,8 @@ class DeviceFacts:
     cudnn: int | None = None
     records: tuple[Record, ...] = ()
     constants: Constants | None = None
+    driver: int = 0
+    no_grid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,11 @@ def forced(**choices: object) -> Iterator[None]:
         _forced.update(before)
 
 
+def is_forced() -> bool:
+    """Whether something holds for every plan."""
+    return bool(_forced)
+
+
 Planner = Callable[[Work, DeviceFacts, str | None], Plan]
 
 MOST_PLANS = 1024  # that are remembered
@@ -194,7 +204,7 @@ def _plan(work: Work, facts: DeviceFacts, beyond_torch: str | None) -> Plan:
     kernels = _plan_kernels(work, facts, beyond)
     if _forced:
         return kernels
-    why_not = _why_no_kernels(work.dtype, facts)
+    why_not = why_no_kernels(work.dtype, facts)
     if why_not is not None:
         return Plan("torch", why_not)
     if beyond_torch is not None:
@@ -279,7 +289,7 @@ def stepwise_plan(work: Work, facts: DeviceFacts) -> Plan:
 
 def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
     """Every way to spread a layer over a grid; none on AMD's, whose barrier is not right (:mod:`.barrier`)."""
-    if facts.vendor == "amd":
+    if facts.vendor == "amd" or facts.no_grid is not None:
         return
     spec, limits = CELLS[work.cell], (facts.sm_count, facts.shared_memory_per_block)
     sizes = (spec.gates, max(spec.tape, 1), work.batch, work.hidden, work.dtype.itemsize, work.directions)
@@ -332,7 +342,7 @@ def programs(plan: Plan, work: Work) -> int:
 def _fits(record: Record, work: Work, facts: DeviceFacts) -> bool:
     """Whether what was chosen for other work can compute this: all programs of a grid have to run at once."""
     chosen = _recorded(record, work, facts, None)
-    return chosen.strategy != "grid" or programs(chosen, work) <= facts.sm_count
+    return chosen.strategy != "grid" or (facts.no_grid is None and programs(chosen, work) <= facts.sm_count)
 
 
 def _recorded(record: Record, work: Work, facts: DeviceFacts, reason: str | None) -> Plan:
@@ -378,7 +388,7 @@ def resident_memory(cell: str, hidden: int, itemsize: int) -> int:
     return itemsize * width * (spec.gates * width + (max(spec.tape, 1) + 1) * TILE) + 2048
 
 
-def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
+def why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
     """None where our kernels run, else why not."""
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return f"our kernels take float32, float64, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
@@ -392,18 +402,20 @@ def _why_no_kernels(dtype: torch.dtype, facts: DeviceFacts) -> str | None:
 def device_facts(index: int) -> DeviceFacts:
     """The facts of CUDA (or ROCm) device ``index``."""
     properties = torch.cuda.get_device_properties(index)
+    processors = multiprocessors(properties)
     return DeviceFacts(
         name=properties.name,
         vendor="nvidia" if torch.version.hip is None else "amd",
         capability=(properties.major, properties.minor),
-        sm_count=properties.multi_processor_count,
+        sm_count=processors,
         shared_memory_per_block=getattr(
             properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
         ),
         l2_bytes=properties.L2_cache_size,
         cudnn=torch.backends.cudnn.version(),
-        records=measured.of_gpu(properties.name, [field.name for field in fields(Plan)]),
+        records=measured.of_gpu(properties.name, processors, [field.name for field in fields(Plan)]),
         constants=measured.constants_of(properties.name),
+        driver=driver_version(),
     )
 
 

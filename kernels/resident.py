@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import gates, launcher
+from fastrnn.kernels import gates, launcher, tf32
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.plan import Plan
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
@@ -140,7 +140,7 @@ def resident_forward(
         c = tl.load(c_ptr + state_at, mask=state_mask, other=0.0)
     ws = ()
     for k in tl.static_range(0, G, TILE):
-        ws = ws + (weight(w_ptr + d * (G * H * H), k, G, TILE, H, HP, True),)
+        ws = ws + (tf32.rounded(weight(w_ptr + d * (G * H * H), k, G, TILE, H, HP, True), PRECISION),)
     bias_ptr += d * (W * H)
     bias = load_gates(bias_ptr, tl.zeros((1, 1), tl.int32), tl.full((1, 1), 1, tl.int1), G, TILE, H, HP)
     bias_n = columns(bias_ptr + G * H, u[None, :], unit, H, W - G)
@@ -158,7 +158,7 @@ def resident_forward(
         if reset_ptr is not None:
             cut = is_cut(t, d, b0 + i, length, reset_ptr, T, B)[:, None]
             h, c = tl.where(cut, 0.0, h), tl.where(cut, 0.0, c)
-        operand = h.to(w_ptr.dtype.element_ty)
+        operand = tf32.rounded(h.to(w_ptr.dtype.element_ty), PRECISION)
         sums = ()
         for k in tl.static_range(0, G, TILE):
             start = pre[k // TILE] + bias[k // TILE]
@@ -247,7 +247,7 @@ def resident_backward(
         dc = tl.load(dc_ptr + carry_at, mask=carry_mask, other=0.0)
     ws = ()
     for k in tl.static_range(G):
-        ws = ws + (weight(w_ptr + d * (G * H * H), k, G, 1, H, HP, False),)
+        ws = ws + (tf32.rounded(weight(w_ptr + d * (G * H * H), k, G, 1, H, HP, False), PRECISION),)
     local = d.to(tl.int64) * M - base_row(s0, s1, d, T, first_ptr, B, False)
     gates_local = local
     if WHOLE:
@@ -300,6 +300,7 @@ def resident_backward(
             else:
                 factor = rounded[k]
             product = tl.dot(factor, ws[k], product, input_precision=PRECISION, out_dtype=dh.dtype)
+        product = tf32.restored(product, PRECISION)
         dh_new = dh_around + as_loaded(product, dh_ptr, carry_at, carry_mask, s0 > s1)
         if lengths_ptr is not None:
             dh, dc = tl.where(alive, dh_new, dh), tl.where(alive, dc_new, dc)

@@ -13,6 +13,7 @@ backward, ``(D, B, H)``, the products that torch made, or None.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -20,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastrnn._ops import LEAN_CHUNK
-from fastrnn.kernels import gates, launcher
+from fastrnn.kernels import gates, launcher, tf32
 from fastrnn.kernels.call import Call, width
 from fastrnn.kernels.graphs import recordings
 from fastrnn.kernels.plan import Plan
@@ -84,6 +85,7 @@ def step_forward(
                 w = tl.load(w_ptr + w_at, mask=depth[:, None] & unit, other=0.0)
                 sums = sums + (tl.dot(operand, w, products[g], input_precision=PRECISION, out_dtype=h.dtype),)
             products = sums
+        products = tf32.all_restored(products, PRECISION)
 
     IN: tl.constexpr = 3 if CELL == "gru" else W
     pre_ptr += (d.to(tl.int64) * N - base_row(s0, s1, d, T, first_ptr, B, WHOLE) + row) * (W * H)
@@ -145,6 +147,9 @@ def step_backward(
             dh += tl.load(recurrent_ptr + state_at, mask=passes[:, None] & unit, other=0.0)
         else:
             dpre_after = dpre_ptr + (local + row_of(after, first_ptr, B)) * (W * H)
+            product = dh
+            if PRECISION == "tf32":
+                product = gates.zeros_like(dh)
             for k0 in range(0, H, BK):
                 k = k0 + tl.arange(0, BK)
                 depth = k < H
@@ -157,7 +162,11 @@ def step_backward(
                     )
                     w_at = d * (G * H * H) + (g * H + k[:, None]) * H + u[None, :]
                     w = tl.load(w_ptr + w_at, mask=depth[:, None] & unit, other=0.0)
-                    dh = tl.dot(factor, w, dh, input_precision=PRECISION, out_dtype=dh.dtype)
+                    product = tl.dot(factor, w, product, input_precision=PRECISION, out_dtype=dh.dtype)
+            if PRECISION == "tf32":
+                dh += tf32.restored(product, PRECISION)
+            else:
+                dh = product
     if s >= s0:
         t = time_of(s, d, T)
         first_row = row_of(t, first_ptr, B)
@@ -235,6 +244,7 @@ def forward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.forward`, a launch per step."""
+    call = _rounded(plan, call)
     states = (h, torch.empty_like(h))
     recurrent = operand = None
     if plan.product == "torch":
@@ -290,6 +300,7 @@ def backward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`, a launch per step, and one more."""
+    call = _rounded(plan, call)
     recurrent = torch.empty_like(dh) if plan.product == "torch" else None
     grid = (cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions)
     constants = backward_constants(plan, call.cell, call.hidden, whole)
@@ -315,6 +326,13 @@ def backward(
 
     tensors = (kept, state, c_before, call.w_hh, dy, dcells, dpre, dh, dc)
     _run(plan, call, launches, tensors, ("backward", dpre.shape[1], s0, s1, whole))
+
+
+def _rounded(plan: Plan, call: Call) -> Call:
+    """The call as the kernels want it: W_hh, which they load at every step, is rounded once."""
+    if plan.product != "fused" or plan.precision != "tf32" or call.w_hh.dtype != torch.float32:
+        return call
+    return replace(call, w_hh=tf32.rounded_tensor(call.w_hh))
 
 
 def _run(

@@ -11,6 +11,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "test_autograd.py": ("test_transforms", "test_higher_derivatives", "test_first_derivatives_numerically"),
     "test_convert.py": ALL,
     "test_cuda.py": ALL,
+    "test_device.py": ALL,
     "test_docs.py": ALL,
     "test_engine.py": (
         "test_every_kind_of_layer",

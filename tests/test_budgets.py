@@ -42,7 +42,7 @@ BUDGETS = {
     ("resident_forward/lstm/fp32/64/dense", "sm_90"): Budget(120, 4, 2, 0),
     ("resident_backward/gru/tf32/64/dense", "sm_90"): Budget(80, 7, 4, 24),
     ("resident_backward/lstm/fp64/32/dense", "sm_90"): Budget(110, 8, 4, 8),
-    ("step_forward/lstm/tf32/512/dense/fused product", "sm_90"): Budget(86, 95, 56, 512),
+    ("step_forward/lstm/tf32/512/dense/fused product", "sm_90"): Budget(96, 95, 56, 512),
     ("step_backward/gru/fp64/512/dense/fused product", "sm_90"): Budget(164, 6, 6, 6),
     ("step_forward/gru/fp32/512/dense/fused product", "sm_90"): Budget(46, 4, 2, 0),
     ("resident_forward/lstm/bf16/128/all", "sm_90"): Budget(180, 11, 10, 64),

@@ -20,7 +20,14 @@ GRID = (("strategy", "grid"), ("tile", 16), ("units", 8), ("split", 8), ("warps"
 FASTER = Record(WORK, (("torch", 3e-3), ("stepwise", 2e-3), ("grid", 1e-3)), GRID)
 SLOWER = replace(FASTER, seconds=(("torch", 5e-4), ("grid", 1e-3)))
 ATTRIBUTES = [field.name for field in fields(Plan)]
-HERE = {"gpu": "NVIDIA H100", "driver": "580.1", "torch": "2.13", "triton": "3.6", "fastrnn": "0.1"}
+HERE = {
+    "gpu": "NVIDIA H100",
+    "multiprocessors": "132",
+    "driver": "580.1",
+    "torch": "2.13",
+    "triton": "3.6",
+    "fastrnn": "0.1",
+}
 Write = Callable[..., None]
 
 
@@ -32,12 +39,14 @@ def on(*records: Record) -> DeviceFacts:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measured, "GPUS", tmp_path / "gpus")
-    monkeypatch.setattr(measured, "identity", lambda name: HERE | {"gpu": name})
+    monkeypatch.setattr(
+        measured, "identity", lambda name, processors: HERE | {"gpu": name, "multiprocessors": f"{processors}"}
+    )
     return tmp_path
 
 
 def known() -> tuple[Record, ...]:
-    return measured.of_gpu("NVIDIA H100", ATTRIBUTES)
+    return measured.of_gpu("NVIDIA H100", 132, ATTRIBUTES)
 
 
 def test_what_was_faster_is_planned() -> None:
@@ -170,7 +179,7 @@ def test_the_users_records_come_before_those_of_the_package(folder: Path) -> Non
     assert known()[0] == FASTER
     chosen = plan.plan(WORK, replace(H100, records=known()))
     assert chosen.strategy == "grid"
-    assert measured.of_gpu("NVIDIA A100", ATTRIBUTES) == ()
+    assert measured.of_gpu("NVIDIA A100", 108, ATTRIBUTES) == ()
 
 
 def broken(**changes: object) -> str:

@@ -2,15 +2,31 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from doubles import (
+    BEHAVIOUR,
+    GRID,
+    H100,
+    PLANS,
+    RESIDENT,
+    SLOW,
+    STEPWISE,
+    candidates,
+    fails,
+    layers,
+    off,
+    random,
+    slowly,
+    wrong_backward,
+)
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from bench.gpu import clock
@@ -23,30 +39,9 @@ from fastrnn.kernels.plan import DeviceFacts, Plan
 
 # Of torch with CUDA: the new names are not in every torch that fastrnn is for.
 pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32")
-H100 = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
 CPU = torch.device("cpu")
 TUNE = sys.modules["fastrnn.tune"]
 WORK = Work("gru", 7, 3, 4, 5, torch.float32, trains=True)
-RESIDENT, GRID = Plan("resident", "a test"), Plan("grid", "a test", units=8, split=4)
-SLOW, STEPWISE = Plan("stepwise", "a test", units=64), Plan("stepwise", "a test")
-PLANS = (RESIDENT, GRID, SLOW, STEPWISE)
-
-
-class Double(nn.Module):
-    """torch's layer for every way to compute it, which behaves as the test has it for plans of ours."""
-
-    def __init__(self, stock: type[nn.RNNBase], *sizes: int, **options: object) -> None:
-        super().__init__()
-        self.layer = stock(*sizes, **options)
-
-    def forward(self, x: Tensor | PackedSequence) -> object:
-        found = self.layer(x)
-        plan = kernels.plan._forced
-        behave = BEHAVIOUR.get((plan.get("strategy"), plan.get("units")))
-        return found if behave is None else behave(*found)
-
-
-BEHAVIOUR: dict[tuple[object, object], Callable[[Tensor, Tensor], object]] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -55,23 +50,14 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
     monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(_contest, "candidates", lambda work, facts: iter(PLANS))
-    stocks = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
-    doubles = {
-        cell: lambda *sizes, stock=stock, **options: Double(stock, *sizes, **options) for cell, stock in stocks.items()
-    }
-    monkeypatch.setattr(_contest, "LAYERS", doubles)
+    monkeypatch.setattr(_contest, "candidates", candidates)
+    monkeypatch.setattr(_contest, "LAYERS", layers())
     monkeypatch.setattr(_contest, "TURN", 1e-4)
     BEHAVIOUR.clear()
 
 
 def contest(work: Work = WORK) -> _contest.Result:
-    return _contest.contest(work, H100, CPU, 0.01, lambda what: None)
-
-
-def slowly(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    time.sleep(0.02)  # more than other processes add to a call's median
-    return y, h
+    return _contest.contest(work, H100, _contest.Here(work, CPU), 0.01, lambda what: None)
 
 
 def test_every_strategy_has_its_time_and_the_fastest_is_chosen() -> None:
@@ -83,22 +69,6 @@ def test_every_strategy_has_its_time_and_the_fastest_is_chosen() -> None:
     assert result.record.work == WORK
     assert Plan(reason="a test", **dict(result.record.choices)) == STEPWISE
     assert not result.left_out
-
-
-def off(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    return y * 1.00001, h
-
-
-def wrong_backward(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    return y, h.detach() + 0 * h
-
-
-def fails(y: Tensor, h: Tensor) -> None:
-    raise RuntimeError("out of resources: shared memory\nand more")
-
-
-def random(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    return y * (1 + torch.rand(()) * 1e-7), h
 
 
 @pytest.mark.parametrize(
@@ -140,14 +110,11 @@ def test_a_device_that_is_lost_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     BEHAVIOUR["grid", 8] = fails
+    here = _contest.Here(WORK, CPU)
+    here.device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    left_out: dict[Plan, str] = {}
-    with (
-        pytest.raises(RuntimeError, match="cuda:0 computes nothing any more in this process"),
-        _contest._or_else(GRID, left_out, torch.device("cuda", 0)),
-    ):
-        fails(torch.zeros(1), torch.zeros(1))
-    assert GRID in left_out
+    with pytest.raises(RuntimeError, match="cuda:0 computes nothing any more in this process"):
+        _contest.contest(WORK, H100, here, 0.01, lambda what: None)
 
 
 def test_nothing_right_means_torch() -> None:
@@ -178,12 +145,20 @@ def test_what_is_drawn_is_the_work(cell: str, packed: bool) -> None:
         assert rows < 33
 
 
+def test_layers_are_in_the_mode_that_is_measured() -> None:
+    """In inference torch's layer would keep for backward what nobody wants, as long as it is said to train."""
+    modes = [_contest.Case.of(replace(WORK, trains=trains), CPU).layer.training for trains in (True, False)]
+    assert modes == [True, False]
+
+
 def test_work_is_kept_as_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     BEHAVIOUR["grid", 8] = fails
     works = [WORK, Work("lstm", 7, 3, 4, 5, torch.float64)]
-    tuning = TUNE.tune_works([(work, CPU) for work in works], 0.01)
+    tuning = TUNE.tune_works([(work, CPU) for work in works], 0.01, here=True)
     known = [
-        *measured.read(measured.cache_file(), measured.identity("NVIDIA H100"), [*Plan.__dataclass_fields__], "here")
+        *measured.read(
+            measured.cache_file(), measured.identity("NVIDIA H100", 132), [*Plan.__dataclass_fields__], "here"
+        )
     ]
     assert [record.work for record in known] == works
     assert [record.seconds for record in known] == [result.record.seconds for result in tuning.results]
@@ -197,7 +172,7 @@ def test_work_is_kept_as_it_is_measured(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(TUNE, "find_spec", lambda name: None)
-    TUNE.tune_works([(WORK, CPU)], 0.01)
+    TUNE.tune_works([(WORK, CPU)], 0.01, here=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"1 of 6: {WORK}: torch"
     assert lines[-1] == f"6 of 6: {WORK}: in turns"
@@ -206,10 +181,10 @@ def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_what_a_plan_says_follows() -> None:
     for plan in (GRID, SLOW, STEPWISE):
         BEHAVIOUR[plan.strategy, plan.units] = slowly
-    record = TUNE.tune_works([(WORK, CPU)], 0.01).results[0].record
+    record = TUNE.tune_works([(WORK, CPU)], 0.01, here=True).results[0].record
     faster = Record(WORK, (("torch", 1.0), ("resident", 0.5)), record.choices)
-    measured.append(faster, measured.identity("NVIDIA H100"))
-    records = measured.of_gpu("NVIDIA H100", [*Plan.__dataclass_fields__])
+    measured.append(faster, measured.identity("NVIDIA H100", 132))
+    records = measured.of_gpu("NVIDIA H100", 132, [*Plan.__dataclass_fields__])
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     chosen = kernels.plan.plan(WORK, facts)
     assert chosen.strategy == "resident"
@@ -267,7 +242,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found: list[tuple[Work, torch.device]] = []
-    monkeypatch.setattr(_tune_command, "tune_works", lambda works, seconds: found.extend(works) or "the table")
+    monkeypatch.setattr(_tune_command, "tune_works", lambda works, seconds, here: found.extend(works) or "the table")
     arguments = ["--cell", "gru", "lstm", "--dtype", "bfloat16", "--mode", "training", "--layers", "2", "--packed"]
     assert command(monkeypatch, "--shape", "3,7,4,5", "1,2,3,4", *arguments, "--bidirectional") == 0
     options = {"directions": 2, "layers": 2, "trains": True, "packed": True}
@@ -277,8 +252,8 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         for cell in ("gru", "lstm")
     ]
     assert capsys.readouterr().out == f"the table\nkept in {measured.cache_file()}\n"
-    measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100"))
-    records = measured.of_gpu("NVIDIA H100", [])
+    measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100", 132))
+    records = measured.of_gpu("NVIDIA H100", 132, [])
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
     monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
     assert command(monkeypatch, "--list") == 0
@@ -288,7 +263,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("tf32", ["on", "off"])
 def test_tf32_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tf32: str) -> None:
     found: list[Work] = []
-    monkeypatch.setattr(_tune_command, "tune_works", lambda works, seconds: found.extend(w for w, _ in works))
+    monkeypatch.setattr(_tune_command, "tune_works", lambda works, seconds, here: found.extend(w for w, _ in works))
     with clock.tf32(tf32 == "off"):  # and set back
         assert command(monkeypatch, "--shape", "3,7,4,5", "--tf32", tf32) == 0
     assert [work.tf32 for work in found] == 2 * [tf32 == "on"]
@@ -332,7 +307,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert command(monkeypatch, "--shape", "1,2,3,4", "--device", "1") == 2
     assert "--device 1: there are 1, numbered from 0" in capsys.readouterr().err
 
-    def fault(works: object, seconds: float) -> None:
+    def fault(works: object, seconds: float, here: bool) -> None:
         raise RuntimeError("fastrnn: cuda:0 computes nothing any more in this process")
 
     monkeypatch.setattr(_tune_command, "tune_works", fault)

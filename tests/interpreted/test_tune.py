@@ -50,7 +50,7 @@ def test_each_strategy_is_a_way_to_compute_it(trains: bool, monkeypatch: pytest.
     monkeypatch.setattr(_contest, "TRIALS", 1)
     work = Work("gru", 2, 2, 3, 16, torch.float32, directions=2, trains=trains)
     with schedule(0, everywhere=False):
-        result = contest(work, H100, torch.device("cpu"), 0.0, lambda what: None)
+        result = contest(work, H100, _contest.Here(work, torch.device("cpu")), 0.0, lambda what: None)
     assert not result.left_out
     assert {name for name, _ in result.record.seconds} == {"torch", "resident", "grid", "stepwise"}
     assert dict(result.record.choices)["strategy"] in ("resident", "grid", "stepwise")
