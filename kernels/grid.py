@@ -110,10 +110,21 @@ def no_sums(BB: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr, compute):
 
 @triton.jit
 def add_products(sums, factors, ws, FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """Add those of the factors with the weights, of which the first is number FIRST."""
+    """Add those of the factors with the weights, of which the first is number FIRST, to several sums in turns."""
     for j in tl.static_range(len(factors)):
-        sums = tl.dot(factors[j], ws[FIRST + j], sums, input_precision=PRECISION, out_dtype=sums.dtype)
+        first = sums[0]
+        first = tl.dot(factors[j], ws[FIRST + j], first, input_precision=PRECISION, out_dtype=first.dtype)
+        sums = sums[1:] + (first,)
     return sums
+
+
+@triton.jit
+def all_sums(sums):
+    """Several sums, added up."""
+    total = sums[0]
+    for k in tl.static_range(1, len(sums)):
+        total = total + sums[k]
+    return total
 
 
 @triton.jit
@@ -149,8 +160,8 @@ def multiply_shared(
     WHOLE: tl.constexpr = H // (SPLIT * BK)
     found = exchange.ask(places, WHOLE, EXCHANGE)
     factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
-    sums = add_products(no_sums(BB, W * BU, SPLIT, compute), factors, ws, 0, PRECISION)
-    return by_gate(total(sums, SPLIT), BB, BU, W), patience
+    sums = add_products((no_sums(BB, W * BU, SPLIT, compute),), factors, ws, 0, PRECISION)
+    return by_gate(total(all_sums(sums), SPLIT), BB, BU, W), patience
 
 
 @triton.jit

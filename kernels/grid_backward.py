@@ -15,6 +15,7 @@ from fastrnn.kernels import exchange, gates
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
+    all_sums,
     constants,
     depth_at,
     factors_at,
@@ -60,6 +61,19 @@ def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl
             tl.store(dpre_ptr + row * (W * H) + k * H + at, zeros, mask=mask)
 
 
+@triton.constexpr_function
+def chains(rows, units, split, ordinary):
+    """How many sums the products are added to in turns, so that few of them wait for the one before.
+
+    As many as leave matrix units little time, and spill no register. Ordinary units have a product at hand in any case.
+    """
+    if ordinary:
+        return 1
+    if split == 1:  # each warp has one product, or a part of it, at a time
+        return 4
+    return 2 if rows * units <= 128 else 1
+
+
 @triton.jit
 def multiply_shared(
     step_ptr, ws, in_tile, compute, patience, error_ptr, s, CELL: tl.constexpr, BB: tl.constexpr,
@@ -72,8 +86,9 @@ def multiply_shared(
     """
     G: tl.constexpr = 3 if CELL == "gru" else W
     PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
-    sums = no_sums(BB, BU, SPLIT, compute)
     dtype: tl.constexpr = step_ptr.dtype.element_ty
+    CHAINS: tl.constexpr = chains(BB, BU, SPLIT, dtype.primitive_bitwidth > 16 and PRECISION == "ieee")
+    sums = (no_sums(BB, BU, SPLIT, compute),) * CHAINS
     PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
     HP: tl.constexpr = H // PACK
     step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
@@ -89,7 +104,7 @@ def multiply_shared(
         sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
         if g + 1 < G and not AHEAD:
             found = exchange.ask(places, WHOLE, EXCHANGE)
-    return total(sums, SPLIT), patience
+    return total(all_sums(sums), SPLIT), patience
 
 
 @triton.jit
