@@ -7,11 +7,13 @@ those of the forward pass, and the next gate's are on their way while one's are 
 read while the program waits. Every step has a place of its own in ``dpre``, as polling needs it.
 """
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import exchange, gates
+from fastrnn.kernels import exchange, gates, model
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
@@ -221,8 +223,13 @@ def grid_backward(
     )  # fmt: skip
 
 
+def backward_plan(plan: Plan) -> Plan:
+    """The plan of a program backward: it may have more units than one forward."""
+    return replace(plan, units=model.backward_units(plan.units, plan.held))
+
+
 def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
-    """The constants of :func:`grid_backward`."""
+    """The constants of :func:`grid_backward`, of a plan by :func:`backward_plan`."""
     return constants(plan, cell, hidden) | {
         "WHOLE": whole,
         "STATE_WHOLE": state_is_whole(cell, whole),
@@ -258,6 +265,7 @@ def backward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`."""
+    plan = backward_plan(plan)
     exchange.prepare(plan.exchange, dpre)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
     launch(
