@@ -351,6 +351,19 @@ def launch(plan: Plan, call: Call, kernel: Any, *arguments: object, **constants:
     barrier.launch(kernel, grid, counters, device, *arguments, num_warps=plan.warps, **constants)
 
 
+def rows_from(call: Call, a: int, b: int, s0: int, s1: int, rows: int) -> tuple[int, int]:
+    """Where the rows of steps a … b - 1 begin in a buffer ``(D, rows, …)`` of those of steps s0 … s1 - 1, and how many
+    rows further on those of the other direction.
+    """
+    starts = [call.span(d, a, b)[0] - call.span(d, s0, s1)[0] for d in range(call.directions)]
+    return starts[0], rows + starts[-1] - starts[0]
+
+
+def rows_behind(buffer: Tensor, start: int) -> Tensor:
+    """A buffer ``(D, rows, …)`` from a row of the first direction on."""
+    return buffer.flatten(0, 1)[start:] if start else buffer
+
+
 def forward(
     plan: Plan,
     call: Call,
@@ -365,13 +378,17 @@ def forward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.forward`."""
-    places = y.new_empty((s1 - s0 + 1 if plan.exchange == "data" else 2, *h.shape))
-    exchange.prepare(plan.exchange, places, known=h)
-    launch(
-        plan,
-        call,
-        grid_forward,
-        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, places, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        **forward_constants(plan, call.cell, call.hidden, whole),
-    )
+    spans = exchange.launches(plan.exchange, s0, s1, h.numel() * y.element_size(), h.device)
+    places = y.new_empty((spans[0][1] - s0 + 1 if plan.exchange == "data" else 2, *h.shape))
+    for a, b in spans:
+        exchange.prepare(plan.exchange, places, known=h)
+        start, rows = (0, pre.shape[1]) if whole else rows_from(call, a, b, s0, s1, pre.shape[1])
+        launch(
+            plan,
+            call,
+            grid_forward,
+            *(rows_behind(pre, start), call.w_hh, call.bias, h, c, y, cells, borders, places),
+            *(call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, rows, a, b, cdiv(call.steps, LEAN_CHUNK)),
+            **forward_constants(plan, call.cell, call.hidden, whole),
+        )

@@ -25,6 +25,8 @@ from fastrnn.kernels.grid import (
     launch,
     lively_steps,
     no_sums,
+    rows_behind,
+    rows_from,
     total,
 )
 from fastrnn.kernels.plan import Plan
@@ -266,14 +268,23 @@ def backward(
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`."""
     plan = backward_plan(plan)
-    exchange.prepare(plan.exchange, dpre)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
-    launch(
-        plan,
-        call,
-        grid_backward,
-        *(kept, state, c_before, columns, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
-        **backward_constants(plan, call.cell, call.hidden, whole),
-        all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
-    )
+    step_bytes = call.directions * call.batch * dpre[0, 0].nbytes
+    for a, b in reversed(exchange.launches(plan.exchange, s0, s1, step_bytes, dpre.device)):
+        start, rows = rows_from(call, a, b, s0, s1, dpre.shape[1])
+        own = rows_behind(dpre, start)
+        for d in range(call.directions):
+            lo, hi = call.span(d, a, b)
+            exchange.prepare(plan.exchange, own.view(-1, dpre.shape[2])[d * rows :][: hi - lo])
+        launch(
+            plan,
+            call,
+            grid_backward,
+            kept if kept is None or whole else rows_behind(kept, start),
+            state if state_is_whole(call.cell, whole) else rows_behind(state, start),
+            None if c_before is None else rows_behind(c_before, start),
+            *(columns, dy, dcells, own, dh, dc, call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, call.rows, rows, a, b),
+            **backward_constants(plan, call.cell, call.hidden, whole),
+            all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
+        )
