@@ -128,10 +128,11 @@ def _grid(
     if plan.held == "registers":
         forward, backward = gluon_grid.gluon_grid_forward, gluon_grid.gluon_grid_backward
     all_registers = grid_backward.takes_all_registers(plan, cell.gates, hidden, dtype.itemsize)
-    for kernel, constants, options in (
-        (forward, grid.forward_constants(plan, cell, hidden, whole), barrier.options(vendor)),
-        (backward, grid_backward.backward_constants(plan, cell, hidden, whole), barrier.options(vendor, all_registers)),
-    ):
+    kernels = [(forward, grid.forward_constants(plan, cell, hidden, whole), barrier.options(vendor))]
+    if grid_backward.backward_plan(plan) == plan:  # else it is another plan's
+        constants = grid_backward.backward_constants(plan, cell, hidden, whole)
+        kernels.append((backward, constants, barrier.options(vendor, all_registers)))
+    for kernel, constants, options in kernels:
         full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
         full_name += ", data polled" if plan.exchange == "data" else ""
         entry = _entry(full_name, kernel, cell, dtype, constants, plan.warps, barrier.STAGES, form, targets, ())

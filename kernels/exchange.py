@@ -6,8 +6,10 @@ about once. For that, every place of the exchange is written once in a launch, a
 one, which is a NaN. No program stores the flag, since a NaN that looks like it is stored as another one. As each number
 is its own flag, nothing depends on the order in which stores to different places arrive. As each step has a place of
 its own, nobody can read too late: this takes as much memory as the states of all steps. (With two places each number
-would have to carry its step, and there would be twice as much to read at every step.) Whoever waits reads all of the
-state again and again, which may be in the way of what it waits for: what that costs, no GPU has shown yet.
+would have to carry its step, and there would be twice as much to read at every step.) That is to stay in the
+second-level cache, flags included, so there are as many launches, each of some steps, as it takes (:func:`launches`).
+Whoever waits reads all of the state again and again, which may be in the way of what it waits for: what that costs, no
+GPU has shown yet.
 
 What is polled is loaded as ``volatile``: every time anew, and past the first-level cache. By PTX's model of memory it
 races with the store, which is an ordinary one. That a number of up to 8 bytes arrives whole, and at last, is what
@@ -17,12 +19,15 @@ A program that has polled in vain for too long gives up as in :mod:`fastrnn.kern
 the one for which it polled.
 """
 
+import sys
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastrnn.kernels import barrier
+from fastrnn.kernels.plan import device_facts
 
 # For the host alone. Kernels have literals: of one that calls a function that reads a global constant, Triton's key
 # depends on which of the two was used first, and processes miss what others have left in the cache.
@@ -158,6 +163,23 @@ def receive(
             values = values + (numbers(found[j], dtype, PACK),)
         found = values
     return found, patience
+
+
+def room(device: torch.device) -> int:
+    """Bytes of places that stay in the second-level cache of a GPU, half of which is for what else a step reads."""
+    if device.type != "cuda":
+        return sys.maxsize
+    return device_facts(torch.cuda.current_device() if device.index is None else device.index).l2_bytes // 2
+
+
+def launches(exchange: str, s0: int, s1: int, step_bytes: int, device: torch.device) -> list[tuple[int, int]]:
+    """From, to: the steps of each launch that steps s0 … s1 - 1 take.
+
+    One launch at a barrier, whose places take turns; else the places of a launch, ``step_bytes`` for each of its steps,
+    have room.
+    """
+    steps = s1 - s0 if exchange == "barrier" else max(room(device) // step_bytes, 1)
+    return [(s, min(s + steps, s1)) for s in range(s0, s1, max(steps, 1))]
 
 
 def prepare(exchange: str, buffer: Tensor, known: Tensor | None = None) -> None:

@@ -110,10 +110,21 @@ def no_sums(BB: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr, compute):
 
 @triton.jit
 def add_products(sums, factors, ws, FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """Add those of the factors with the weights, of which the first is number FIRST."""
+    """Add those of the factors with the weights, of which the first is number FIRST, to several sums in turns."""
     for j in tl.static_range(len(factors)):
-        sums = tl.dot(factors[j], ws[FIRST + j], sums, input_precision=PRECISION, out_dtype=sums.dtype)
+        first = sums[0]
+        first = tl.dot(factors[j], ws[FIRST + j], first, input_precision=PRECISION, out_dtype=first.dtype)
+        sums = sums[1:] + (first,)
     return sums
+
+
+@triton.jit
+def all_sums(sums):
+    """Several sums, added up."""
+    total = sums[0]
+    for k in tl.static_range(1, len(sums)):
+        total = total + sums[k]
+    return total
 
 
 @triton.jit
@@ -149,8 +160,8 @@ def multiply_shared(
     WHOLE: tl.constexpr = H // (SPLIT * BK)
     found = exchange.ask(places, WHOLE, EXCHANGE)
     factors, patience = exchange.receive(found, places, patience, error_ptr, s, dtype, PACK, WHOLE, EXCHANGE)
-    sums = add_products(no_sums(BB, W * BU, SPLIT, compute), factors, ws, 0, PRECISION)
-    return by_gate(total(sums, SPLIT), BB, BU, W), patience
+    sums = add_products((no_sums(BB, W * BU, SPLIT, compute),), factors, ws, 0, PRECISION)
+    return by_gate(total(all_sums(sums), SPLIT), BB, BU, W), patience
 
 
 @triton.jit
@@ -340,6 +351,19 @@ def launch(plan: Plan, call: Call, kernel: Any, *arguments: object, **constants:
     barrier.launch(kernel, grid, counters, device, *arguments, num_warps=plan.warps, **constants)
 
 
+def rows_from(call: Call, a: int, b: int, s0: int, s1: int, rows: int) -> tuple[int, int]:
+    """Where the rows of steps a … b - 1 begin in a buffer ``(D, rows, …)`` of those of steps s0 … s1 - 1, and how many
+    rows further on those of the other direction.
+    """
+    starts = [call.span(d, a, b)[0] - call.span(d, s0, s1)[0] for d in range(call.directions)]
+    return starts[0], rows + starts[-1] - starts[0]
+
+
+def rows_behind(buffer: Tensor, start: int) -> Tensor:
+    """A buffer ``(D, rows, …)`` from a row of the first direction on."""
+    return buffer.flatten(0, 1)[start:] if start else buffer
+
+
 def forward(
     plan: Plan,
     call: Call,
@@ -354,16 +378,20 @@ def forward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.forward`."""
-    if plan.exchange == "barrier" and call.h0 is None and s0 == 0:
-        places = y.new_zeros((2, *h.shape))
-    else:
-        places = y.new_empty((s1 - s0 + 1 if plan.exchange == "data" else 2, *h.shape))
-        exchange.prepare(plan.exchange, places, known=h)
-    launch(
-        plan,
-        call,
-        grid_forward,
-        *(pre, call.w_hh, call.bias, h, c, y, cells, borders, places, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, pre.shape[1], s0, s1, cdiv(call.steps, LEAN_CHUNK)),
-        **forward_constants(plan, call.cell, call.hidden, whole),
-    )
+    spans = exchange.launches(plan.exchange, s0, s1, h.numel() * y.element_size(), h.device)
+    from_zeros = plan.exchange == "barrier" and call.h0 is None and s0 == 0
+    count = spans[0][1] - s0 + 1 if plan.exchange == "data" else 2
+    places = (y.new_zeros if from_zeros else y.new_empty)((count, *h.shape))
+    for a, b in spans:
+        if not from_zeros:
+            exchange.prepare(plan.exchange, places, known=h)
+        start, rows = (0, pre.shape[1]) if whole else rows_from(call, a, b, s0, s1, pre.shape[1])
+        launch(
+            plan,
+            call,
+            grid_forward,
+            *(rows_behind(pre, start), call.w_hh, call.bias, h, c, y, cells, borders, places),
+            *(call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, rows, a, b, cdiv(call.steps, LEAN_CHUNK)),
+            **forward_constants(plan, call.cell, call.hidden, whole),
+        )

@@ -7,14 +7,17 @@ those of the forward pass, and the next gate's are on their way while one's are 
 read while the program waits. Every step has a place of its own in ``dpre``, as polling needs it.
 """
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastrnn.kernels import exchange, gates, tf32
+from fastrnn.kernels import exchange, gates, model, tf32
 from fastrnn.kernels.call import Call
 from fastrnn.kernels.grid import (
     add_products,
+    all_sums,
     constants,
     depth_at,
     factors_at,
@@ -22,6 +25,8 @@ from fastrnn.kernels.grid import (
     launch,
     lively_steps,
     no_sums,
+    rows_behind,
+    rows_from,
     total,
 )
 from fastrnn.kernels.plan import Plan
@@ -60,6 +65,19 @@ def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl
             tl.store(dpre_ptr + row * (W * H) + k * H + at, zeros, mask=mask)
 
 
+@triton.constexpr_function
+def chains(rows, units, split, ordinary):
+    """How many sums the products are added to in turns, so that few of them wait for the one before.
+
+    As many as leave matrix units little time, and spill no register. Ordinary units have a product at hand in any case.
+    """
+    if ordinary:
+        return 1
+    if split == 1:  # each warp has one product, or a part of it, at a time
+        return 4
+    return 2 if rows * units <= 128 else 1
+
+
 @triton.jit
 def multiply_shared(
     step_ptr, ws, in_tile, compute, patience, error_ptr, s, CELL: tl.constexpr, BB: tl.constexpr,
@@ -72,8 +90,9 @@ def multiply_shared(
     """
     G: tl.constexpr = 3 if CELL == "gru" else W
     PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
-    sums = no_sums(BB, BU, SPLIT, compute)
     dtype: tl.constexpr = step_ptr.dtype.element_ty
+    CHAINS: tl.constexpr = chains(BB, BU, SPLIT, dtype.primitive_bitwidth > 16 and PRECISION == "ieee")
+    sums = (no_sums(BB, BU, SPLIT, compute),) * CHAINS
     PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
     HP: tl.constexpr = H // PACK
     step_ptr = exchange.words(step_ptr, PACK, EXCHANGE)
@@ -89,7 +108,7 @@ def multiply_shared(
         sums = add_products(sums, factors, ws, g * PARTS, PRECISION)
         if g + 1 < G and not AHEAD:
             found = exchange.ask(places, WHOLE, EXCHANGE)
-    return total(sums, SPLIT), patience
+    return total(all_sums(sums), SPLIT), patience
 
 
 @triton.jit
@@ -206,8 +225,13 @@ def grid_backward(
     )  # fmt: skip
 
 
+def backward_plan(plan: Plan) -> Plan:
+    """The plan of a program backward: it may have more units than one forward."""
+    return replace(plan, units=model.backward_units(plan.units, plan.held))
+
+
 def backward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
-    """The constants of :func:`grid_backward`."""
+    """The constants of :func:`grid_backward`, of a plan by :func:`backward_plan`."""
     return constants(plan, cell, hidden) | {
         "WHOLE": whole,
         "STATE_WHOLE": state_is_whole(cell, whole),
@@ -243,14 +267,24 @@ def backward(
     whole: bool,
 ) -> None:
     """As :func:`fastrnn.kernels.resident.backward`."""
-    exchange.prepare(plan.exchange, dpre)
+    plan = backward_plan(plan)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
-    launch(
-        plan,
-        call,
-        grid_backward,
-        *(kept, state, c_before, columns, dy, dcells, dpre, dh, dc, call.lengths, call.first_row, call.reset),
-        *(call.steps, call.batch, call.rows, dpre.shape[1], s0, s1),
-        **backward_constants(plan, call.cell, call.hidden, whole),
-        all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
-    )
+    step_bytes = call.directions * call.batch * dpre[0, 0].nbytes
+    for a, b in reversed(exchange.launches(plan.exchange, s0, s1, step_bytes, dpre.device)):
+        start, rows = rows_from(call, a, b, s0, s1, dpre.shape[1])
+        own = rows_behind(dpre, start)
+        for d in range(call.directions):
+            lo, hi = call.span(d, a, b)
+            exchange.prepare(plan.exchange, own.view(-1, dpre.shape[2])[d * rows :][: hi - lo])
+        launch(
+            plan,
+            call,
+            grid_backward,
+            kept if kept is None or whole else rows_behind(kept, start),
+            state if state_is_whole(call.cell, whole) else rows_behind(state, start),
+            None if c_before is None else rows_behind(c_before, start),
+            *(columns, dy, dcells, own, dh, dc, call.lengths, call.first_row, call.reset),
+            *(call.steps, call.batch, call.rows, rows, a, b),
+            **backward_constants(plan, call.cell, call.hidden, whole),
+            all_registers=takes_all_registers(plan, call.cell.gates, call.hidden, dpre.element_size()),
+        )

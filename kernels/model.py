@@ -82,9 +82,10 @@ class Shape:
 
 # By vendor, bytes of an element, and what weights are held in, the fewest units first; known from compilation, as is in
 # bench/results/grid-budgets.jsonl. What lies beyond, backward, and of an LSTM but where it says so:
-# - 64 rows and 8 units in registers spill 104 bytes at H=1024 (a GRU's: 8), 16 units 100 at H=512. In shared memory 8
-#   units spill 8 to 96 from H=512 on, and 16 units some 500. Two tiles of 32 rows are the same work in twice as many
-#   programs.
+# - In shared memory 64 rows and 8 units spill 8 to 96 from H=512 on, and 16 units some 500. Two tiles of 32 rows are
+#   the same work in twice as many programs.
+# - In registers, twice the rows and half the units would be the same work in as many programs, each of which would read
+#   twice as much at every step.
 # - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
 # - On AMD's, where no plan goes by these yet, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where
 #   it is not. Float32 was not tried.
@@ -93,9 +94,7 @@ class Shape:
 SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {
     ("nvidia", 2, "registers"): (
         Shape(16, 8),
-        Shape(32, 8, most=768),
-        Shape(64, 8, most=768, most_of_fewer=768),
-        Shape(16, 16, most=768),
+        Shape(16, 16),
         Shape(32, 16, most=768, most_of_fewer=768),
     ),
     ("nvidia", 2, "shared"): (
@@ -150,6 +149,15 @@ class Spread:
     programs: int
 
 
+def backward_units(units: int, held: str) -> int:
+    """Hidden units of a program backward, where one forward has so many.
+
+    Every program reads the gradients of all gates, so fewer programs read less. With weights in registers there are 16
+    units at least: matrix units take as many at a time. In shared memory there is no room for more than forward.
+    """
+    return max(units, 16) if held == "registers" else units
+
+
 def spreads(
     vendor: str, gates: int, width: int, batch: int, hidden: int, itemsize: int, directions: int, most: int, memory: int
 ) -> Iterator[Spread]:
@@ -177,7 +185,7 @@ def spreads(
             length = cdiv(hidden, split * shape.depth) * split * shape.depth
             state, sums = itemsize * length * tile, 4 * split * tile * units
             if held == "registers":
-                taken = state + sums * width + 256
+                taken = 4 * split * tile * max(width * units, 16) + 256
             elif vendor == "amd":  # whose compiler has weights in registers: memory is for the sums of all warps
                 taken = sums * width
             else:
@@ -192,12 +200,12 @@ def spreads(
 
 def grid_seconds(tile: int, units: int, stages: int, held: str, step: Step, constants: Constants = UNMEASURED) -> float:
     """A step forward and a step backward of the grid strategy; arguments as of :class:`Spread`."""
-    programs = cdiv(step.batch, tile) * cdiv(step.hidden, units) * step.directions
-    rate = min(constants.read, constants.read_by_all / programs)
     seconds = 0.0
-    for factors in (1, step.gates):  # the state, or the gradients of all gates
+    for factors, own in ((1, units), (step.gates, backward_units(units, held))):  # the state, or all gates' gradients
+        programs = cdiv(step.batch, tile) * cdiv(step.hidden, own) * step.directions
+        rate = min(constants.read, constants.read_by_all / programs)
         read = tile * factors * step.hidden * step.itemsize / rate
-        weights = step.gates * units * step.hidden
+        weights = step.gates * own * step.hidden
         multiplied, rest = tile * weights / step.rate(constants), constants.rest_in_registers
         if held == "shared":
             multiplied, rest = max(multiplied, weights * step.itemsize / constants.shared), constants.rest

@@ -85,7 +85,8 @@ class Plan:
         strategy: ``"resident"``, ``"grid"``, ``"stepwise"``, or ``"torch"`` for torch's own layer.
         reason: why, in words.
         tile: rows of the batch in one program.
-        units: hidden units in one program (stepwise, grid).
+        units: hidden units in one program (stepwise, grid; there, of the pass forward: see
+            :func:`fastrnn.kernels.model.backward_units`).
         depth: how much of H a product takes at a time; of a split one, each part of it (stepwise, grid).
         split: how many parts of a sum over H are apart, one for each warp, or 1 (grid).
         held: what weights stay in, ``"shared"`` memory or ``"registers"``, by kernels in Gluon (grid).

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from rig.interpreter import Deadlock, schedule
 from rig.operators import computed_by
 
 from fastrnn.kernels import barrier, exchange, grid, grid_backward, layer
-from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.call import Call
+from fastrnn.kernels.plan import DeviceFacts, Plan
 from fastrnn.reference import CELLS
 
 SPLIT = Plan("grid", "a test", units=16, depth=16, split=2)
@@ -179,6 +181,51 @@ def test_polled_data_are_those_behind_a_barrier(use: Callable[[Plan], None], cel
     use(replace(plan, exchange="data"))
     for seed in SEEDS[:2]:
         assert_same(found_in(problem, seed, everywhere=seed % 2 == 0, tape=tape), right)
+
+
+LAUNCHES = {
+    "lstm": (WHOLE, "full", {"layout": "lengths", "reset": True, "bidirectional": True}),
+    "gru": (REGISTERS, "lean", {"layout": "packed", "bidirectional": True, "dtype": torch.bfloat16}),
+    "rnn_tanh": (SPLIT, "full", {}),
+}
+
+
+@pytest.mark.parametrize("cell", LAUNCHES)
+def test_places_that_have_no_room_are_those_of_several_launches(
+    use: Callable[[Plan], None], cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which compute what one does, to the bit, each of as many steps as there is room for, backward in reverse."""
+    plan, tape, options = LAUNCHES[cell]
+    problem = draw(cell, 5, **{"batch": 3, "inputs": 2, "hidden": 20} | options)
+    use(replace(plan, exchange="data"))
+    right = found_in(problem, 0, everywhere=False, tape=tape)
+    steps: list[tuple[int, int]] = []
+
+    def launch(plan: Plan, call: Call, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        at = kernel.arg_names.index("s0")
+        steps.append(arguments[at : at + 2])
+        grid_launch(plan, call, kernel, *arguments, **constants)
+
+    grid_launch = grid.launch
+    for module in (grid, grid_backward):
+        monkeypatch.setattr(module, "launch", launch)
+    directions = 2 if problem.bidirectional else 1
+    state = directions * 3 * 20 * problem.x.element_size()  # of a step, with batch and hidden units
+    monkeypatch.setattr(exchange, "room", lambda device: 2 * state + 1)
+    assert_same(found_in(problem, 1, everywhere=False, tape=tape), right)
+    forward, each = [(0, 2), (2, 4), (4, 5)], [(s, s + 1) for s in range(5)]
+    backward = forward if CELLS[cell].tape == 0 else each  # of more numbers, a step at least
+    assert steps == [*forward, *reversed(backward)]
+
+
+def test_places_have_half_the_second_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20)
+    monkeypatch.setattr(exchange, "device_facts", lambda index: facts)
+    state, gpu = 2 * 16 * 768, torch.device("cuda", 0)
+    assert exchange.launches("data", 0, 1024, state, gpu) == [(0, 1024)]
+    assert exchange.launches("data", 0, 1024, 4 * state, gpu) == [(0, 266), (266, 532), (532, 798), (798, 1024)]
+    assert exchange.launches("data", 5, 8, 2**30, gpu) == [(5, 6), (6, 7), (7, 8)]
+    assert exchange.launches("barrier", 5, 8, 2**30, gpu) == [(5, 8)]
 
 
 @triton.jit

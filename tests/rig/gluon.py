@@ -33,6 +33,9 @@ class _Shared:
     def index(self, place: Any) -> "_Shared":
         return _Shared(self._data[int(place)], self._dtype)
 
+    def permute(self, order: Sequence[int]) -> "_Shared":
+        return _Shared(self._data.transpose(*[int(axis) for axis in order]), self._dtype)
+
     def slice(self, start: Any, length: int, dim: int = 0) -> "_Shared":
         part = [slice(None)] * self._data.ndim
         part[dim] = slice(int(start), int(start) + int(length))
@@ -61,6 +64,7 @@ _LANGUAGE = _Language(
     arange=lambda start, end, layout: tl.arange(start, end),
     zeros=lambda shape, dtype, layout: tl.zeros(shape, dtype),
     allocate_shared_memory=_shared,
+    convert_layout=lambda value, layout, assert_trivial: value,
     **{name: _no_layout for name in ("SliceLayout", "DotOperandLayout", "SwizzledSharedLayout")},
 )
 
