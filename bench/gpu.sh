@@ -4,12 +4,12 @@
 #   bench/gpu.sh [OUT_DIR] [--part PART ...] [-- ARGUMENTS OF python -m bench gpu]
 #
 # PART: build, tests-gpu, tests, tests-interpreted, sanitizer, tune, or a part of `python -m bench gpu`, which it measures
-# in this order: latency, barrier, targets, lean, stacks, reset, packed, recorded, forward, training; default: all of
-# them. Each of the first six, and all that is measured together, ends within ten minutes, finished or not. Everything is
-# written under OUT_DIR (default: $OUT, else bench/results/gpu); rows of single parts go to a file of their own,
-# gpu-PART-PART.jsonl. The machine needs torch, triton, a C++ compiler and a CUDA device, and no network: nothing is
-# installed. A stage that fails or takes too long does not keep the next ones from running; the exit status says whether
-# all passed.
+# in this order: latency, barrier, targets, lean, applications, stacks, reset, packed, recorded, forward, training;
+# default: all of them. Each of the first six, and all that is measured together, ends within ten minutes, finished or
+# not. Everything is written under OUT_DIR (default: $OUT, else bench/results/gpu); rows of single parts go to a file of
+# their own, gpu-PART-PART.jsonl. The machine needs torch, triton, a C++ compiler and a CUDA device, and no network:
+# nothing is installed. A stage that fails or takes too long does not keep the next ones from running; the exit status
+# says whether all passed.
 #
 # In three calls of ten minutes, what is to be known first: the constants of the cost model and the tape's memory; which
 # targets are met; whether the tests for GPUs pass. `python -m bench gpu-constants` and `report` read the rows anywhere.
@@ -42,7 +42,7 @@ while [[ $# -gt 0 ]]; do
       while [[ $# -gt 0 && $1 != -* ]]; do
         case $1 in
           build | tests-gpu | tests | tests-interpreted | sanitizer | tune) stages+=("$1") ;;
-          latency | barrier | targets | lean | stacks) measured+=("$1") ;;
+          latency | barrier | targets | lean | applications | stacks) measured+=("$1") ;;
           reset | packed | recorded | forward | training) measured+=("$1") ;;
           *)
             echo "bench/gpu.sh: there is no part $1" >&2

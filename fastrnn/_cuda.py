@@ -13,7 +13,7 @@ from torch import Tensor
 from fastrnn._dynamo import constant
 from fastrnn._ops import Gradients, Outputs, TapedOutputs
 from fastrnn.kernels.measured import Work
-from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed
+from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed, tf32_products
 
 HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
@@ -46,6 +46,7 @@ def _plan(
         trains=trains,
         packed=batch_sizes is not None or lengths is not None,
         tf32=tf32_allowed(x.dtype),
+        tf32_products=tf32_products(x.dtype),
     )
     return plan_kernels(work, facts_of(x.device))
 

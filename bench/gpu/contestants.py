@@ -1,7 +1,7 @@
 """Layers on the device that share one set of weights, and the strategies of fastrnn's kernels one by one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,7 +56,8 @@ def prepare(task: Task, with_strategies: bool = True) -> Prepared:
     layer = layer.to(DEVICE)
     shape = task.shape
     x = torch.randn(shape.steps, shape.batch, shape.input, device=DEVICE).to(DTYPES[task.dtype])
-    made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(layer, ours, x)
+    prepare_own = {"packed": _packed, "reset": _reset, "state": _state}
+    made = prepare_own.get(task.benchmark, _dense)(layer, ours, x)
     strategies = forced_plans(task) if with_strategies else {}
     stacks = {"": made.stacks["fastrnn"]} | ({LEAN: _with_lean_tape(layer)} if task.benchmark == "lean" else {})
     for name, plan in strategies.items():
@@ -77,7 +78,8 @@ def forced_plans(task: Task) -> Mapping[str, Any]:
 
     shape, facts = task.shape, replace(_cuda.facts_of(torch.device(DEVICE)), records=())
     sizes = (shape.steps, shape.batch, shape.input, shape.hidden)
-    work = Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, tf32=bool(task.tf32))
+    tf32 = {"tf32": bool(task.tf32), "tf32_products": bool(task.tf32)}
+    work = Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, **tf32)
     # where nothing fits one program, it may be spread over a grid; where nothing fits on chip, the plan is stepwise
     plans = [plan_kernels(work, f) for f in (facts, replace(facts, shared_memory_per_block=0))]
     if task.benchmark == "recorded":
@@ -100,6 +102,26 @@ def _forced(plan: Any) -> AbstractContextManager[None]:
 
 def _dense(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
     return Prepared({BASELINE: layer, "fastrnn": ours}, x, copy.deepcopy(layer))
+
+
+class Started(nn.Module):
+    """A layer that is given its states, which are parameters of its own."""
+
+    def __init__(self, layer: nn.Module, states: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.states = nn.ParameterList(states)
+
+    def forward(self, x: Tensor) -> Any:
+        """As the layer returns it."""
+        return self.layer(x, tuple(self.states) if len(self.states) > 1 else self.states[0])
+
+
+def _state(layer: nn.RNNBase, ours: nn.Module, x: Tensor) -> Prepared:
+    shape = (layer.num_layers * (2 if layer.bidirectional else 1), x.shape[1], layer.hidden_size)
+    states = [torch.randn(shape, device=DEVICE).to(x.dtype) for _ in range(2 if layer.mode == "LSTM" else 1)]
+    started = {name: Started(stack, states) for name, stack in ((BASELINE, layer), ("fastrnn", ours))}
+    return Prepared(dict(started), x, copy.deepcopy(started[BASELINE]))
 
 
 def _with_lean_tape(layer: nn.RNNBase) -> nn.Module:

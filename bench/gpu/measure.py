@@ -32,12 +32,13 @@ def measure(task: Task, seconds: float, graphs: bool = False, with_strategies: b
     Args:
         task: the case.
         seconds: for each row, all contestants together.
-        graphs: whether to time replays of CUDA graphs.
+        graphs: whether to time replays of CUDA graphs; a task may ask for that itself.
         with_strategies: whether fastrnn's strategies take part one by one.
 
     Raises:
         MismatchError: fastrnn computes something else than torch.nn.
     """
+    graphs = graphs or task.graphs
     with nullcontext() if task.tf32 is None else clock.tf32(task.tf32):
         made = contestants.prepare(task, with_strategies)
         training = "training" in task.modes
