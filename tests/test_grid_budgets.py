@@ -142,8 +142,6 @@ BUDGETS = {
     ("gluon_grid_backward/lstm/bf16/256/all/32 rows, 32 units, in turns", "sm_90"): Budget(254, 55, 15, 64, 744, 49184),
     ("gluon_grid_forward/lstm/bf16/512/all/16 rows, 32 units, in turns", "sm_90"): Budget(250, 17, 7, 64, 613, 81952),
     ("gluon_grid_backward/lstm/bf16/512/all/16 rows, 32 units, in turns", "sm_90"): Budget(254, 37, 15, 64, 492, 32800),
-    ("gluon_grid_forward/gru/bf16/512/all/32 rows, 32 units, in turns", "sm_90"): Budget(253, 27, 7, 104, 854, 163872),
-    ("gluon_grid_backward/gru/bf16/512/all/32 rows, 32 units, in turns", "sm_90"): Budget(250, 55, 13, 96, 670, 65568),
     ("gluon_grid_forward/lstm/bf16/768/all/64 rows, 8 units, in turns", "sm_90"): Budget(254, 37, 7, 96, 696, 163872),
     ("gluon_grid_backward/lstm/bf16/768/all/64 rows, 8 units, in turns", "sm_90"): Budget(
         254, 117, 15, 96, 808, 114720

@@ -84,6 +84,16 @@ def test_tiles_end_and_begin_at_different_steps(use: Use) -> None:
         assert_accurate(found_in(problem, 3, everywhere=False, tape=tape), theirs, true)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_chunks_of_time_are_launches_of_all_turns(use: Use, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a step each, and from given states: what one leaves of a tile, the next one begins with."""
+    use(replace(SPLIT, groups=1))
+    problem = draw(cell, 3, BATCH, 2, 20, layout="lengths", reset=True)
+    true, theirs = run(readable, problem.to(torch.float64)), run(yardstick(problem), problem)
+    monkeypatch.setattr(layer, "WORKSPACE", 0)
+    assert_accurate(found_in(problem, 1, everywhere=False, tape="lean"), theirs, true)
+
+
 def test_as_many_programs_are_launched_as_the_plan_has(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few enough to run at once, or it is refused; and none of a group without a tile."""
     use(SHARED)
