@@ -130,6 +130,7 @@ class Report:
     innermost: int | None  # of loops, the largest that has no loop within
     ptx: str = field(repr=False)  # empty but for NVIDIA
     assembly: str = field(repr=False)
+    in_turns: bool = False  # whether the loop over time is within one over tiles
 
     @property
     def limits(self) -> Target:
@@ -141,15 +142,19 @@ class Report:
         """Registers of all threads of a block: a warp gets them in eights for each of its threads."""
         return -(-self.registers // 8) * 8 * self.warps * self.limits.warp
 
-    def loop(self, which: Literal["outermost", "innermost"] = "outermost") -> Counts:
+    def loop(self, which: Literal["time", "outermost", "innermost"] = "time") -> Counts:
         """What one pass through a loop executes, slow paths included that lead back into it.
 
-        A grid barrier is a loop as well, within the time loop: the time loop is ``"outermost"``, unless a kernel goes
-        through tiles in a loop of its own.
+        A grid barrier is a loop as well, within the time loop: that is the outermost or, where a kernel goes through
+        tiles in a loop of its own, the smallest with all products.
         """
         if self.innermost is None:
             raise LookupError(f"{self.kernel} has no loop on {self.target}")
-        return self.loops[0 if which == "outermost" else self.innermost]
+        if which == "innermost":
+            return self.loops[self.innermost]
+        products = [loop.tensor_cores() or loop.ffma for loop in self.loops]
+        nested = self.in_turns and which == "time"
+        return self.loops[max(place for place, n in enumerate(products) if n == max(products)) if nested else 0]
 
 
 def compile_kernel(
@@ -196,6 +201,7 @@ def compile_kernel(
         innermost=nested.index(False) if nested else None,
         ptx=compiled.asm.get("ptx", ""),
         assembly=assembly,
+        in_turns=bool(constants.get("TURNS")),
         **costs,
     )
 

@@ -152,7 +152,7 @@ def table(compiled_rows: Iterable[Row]) -> Table:
     Cell, numbers and H are in the names.
     """
     shown = Table(
-        title="Registers of a thread, bytes of shared memory, instructions of a pass through the outermost loop",
+        title="Registers of a thread, bytes of shared memory, instructions of a step",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -186,7 +186,7 @@ def table(compiled_rows: Iterable[Row]) -> Table:
 
 
 def _step(report: Report) -> Counts:
-    """A pass through the outermost loop, or all, where it was unrolled."""
+    """A pass through the loop over time, or all, where it was unrolled."""
     return report.loop() if report.loops else report.whole
 
 

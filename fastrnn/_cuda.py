@@ -16,7 +16,7 @@ from fastrnn._ops import Gradients, Outputs, TapedOutputs
 from fastrnn.kernels.device import WHY_NOT_CAPTURED, takes_cooperative_bodies
 from fastrnn.kernels.graphs import capturing
 from fastrnn.kernels.measured import Work
-from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed
+from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts, plan_kernels, tf32_allowed, tf32_products
 
 HAS_TRITON = find_spec("triton") is not None  # which imports nothing
 
@@ -59,6 +59,7 @@ def _plan(
         trains=trains,
         packed=batch_sizes is not None or lengths is not None,
         tf32=tf32_allowed(x.dtype),
+        tf32_products=tf32_products(x.dtype),
     )
     return plan_kernels(work, facts_of(x.device))
 

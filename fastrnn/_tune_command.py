@@ -12,7 +12,7 @@ from fastrnn import _cuda
 from fastrnn._arguments import positive_float, positive_int
 from fastrnn.kernels import measured
 from fastrnn.kernels.measured import Work
-from fastrnn.kernels.plan import tf32_allowed
+from fastrnn.kernels.plan import tf32_allowed, tf32_products
 from fastrnn.reference import CELLS
 from fastrnn.tune import SECONDS, tune_works, works_of
 
@@ -111,6 +111,7 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
                         trains=MODES[mode],
                         packed=options.packed,
                         tf32=tf32_allowed(DTYPES[dtype]),
+                        tf32_products=tf32_products(DTYPES[dtype]),
                     )
 
 

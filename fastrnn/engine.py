@@ -130,6 +130,7 @@ def work_of(
         trains,
         packed,
         tf32=kernels.tf32_allowed(dtype),
+        tf32_products=kernels.tf32_products(dtype),
     )
 
 

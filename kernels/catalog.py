@@ -2,7 +2,8 @@
 
 The tiles, warps and stages are those that :func:`fastrnn.kernels.plan.plan_kernels` gives each target, the constants
 those of the launches themselves. Two forms of each kernel: ``dense``, without what is optional, and ``all``, with
-everything at once (packed sequences, resets, an initial state, gradients of the cell states).
+everything at once (packed sequences, resets, an initial state, gradients of the cell states). Beside small batches of
+typical sizes there are large ones, whose tiles are others or come in turns, in the second form.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,16 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
 }
 BATCH = 16
 GRID_NUMBERS, GRID_HIDDEN = ("bf16", "tf32", "fp32"), (256, 512, 768, 1024)
+# What else is asked for, of these cells: steps of batches in the thousands, or single ones, by numbers, H and B; and
+# grids, by numbers, H, and whether batch tiles come in turns.
+MORE_CELLS = ("lstm", "gru")
+MORE_STEPS = (("bf16", 256, 4096), ("tf32", 256, 4096), ("fp32", 256, 4096), ("tf32", 512, 64), ("bf16", 640, 32))
+MORE_GRIDS = (
+    ("fp16", (256,), False),
+    ("bf16", (256, 512, 768, 1024), True),
+    ("tf32", (256, 512), True),
+    ("fp32", (256,), True),
+)
 POLLED = ("bf16", (512, 1024), "sm_90")  # numbers, sizes and target of which data are polled as well
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STORAGE = ("w", "y", "dy", "dpre", "exchange")  # pointers to values of storage; others are to the compute dtype
@@ -89,13 +100,34 @@ def entries() -> Iterator[Entry]:
                     if numbers == POLLED[0] and hidden in POLLED[1] and POLLED[2] in targets:
                         name, polling = f"{cell.name}/{numbers}/{hidden}", replace(plan, exchange="data")
                         yield from _grid(cell, dtype, name, "all", hidden, polling, (POLLED[2],))
+    yield from _more()
 
 
-def _plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
+def _more() -> Iterator[Entry]:
+    for cell in map(CELLS.__getitem__, MORE_CELLS):
+        for numbers, hidden, batch in MORE_STEPS:
+            dtype, tf32, _ = NUMBERS[numbers]
+            for plan, targets in _plans(cell, dtype, tf32, hidden, batch):
+                name = f"{cell.name}/{numbers}/{hidden}"
+                for entry in _recurrences(cell, dtype, name, "all", hidden, plan, targets):
+                    yield entry._replace(name=f"{entry.name}, {plan.tile} rows, {plan.units} units")
+        for numbers, sizes, in_turns in MORE_GRIDS:
+            dtype, tf32, _ = NUMBERS[numbers]
+            for hidden in sizes:
+                for plan, targets in _grid_plans(cell, dtype, tf32, hidden):
+                    if TARGETS[targets[0]].vendor == "nvidia":
+                        name, turns = f"{cell.name}/{numbers}/{hidden}", replace(plan, groups=int(in_turns))
+                        yield from _grid(cell, dtype, name, "all", hidden, turns, targets)
+
+
+def _plans(
+    cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int, batch: int = BATCH
+) -> Iterator[tuple[Plan, tuple[str, ...]]]:
     """The different plans that the targets have, with the targets that have each; for few steps, hence no grid's."""
     found: dict[Plan, list[str]] = {}
     for target, facts in _targets(tf32):
-        plan = plan_kernels(Work(cell.name, 1, BATCH, hidden, hidden, dtype, tf32=tf32), facts)
+        plan = plan_kernels(Work(cell.name, 1, batch, hidden, hidden, dtype, tf32=tf32), facts)
+        plan = replace(plan, product="fused")  # each is compiled for both
         found.setdefault(plan, []).append(target)
     for plan, targets in found.items():
         yield plan, tuple(targets)
@@ -134,6 +166,7 @@ def _grid(
         kernels.append((backward, constants, barrier.options(vendor, all_registers)))
     for kernel, constants, options in kernels:
         full_name = f"{kernel.__name__}/{name}/{form}/{plan.tile} rows, {plan.units} units"
+        full_name += ", in turns" if plan.groups else ""
         full_name += ", data polled" if plan.exchange == "data" else ""
         entry = _entry(full_name, kernel, cell, dtype, constants, plan.warps, barrier.STAGES, form, targets, ())
         yield entry._replace(options=options)

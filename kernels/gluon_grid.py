@@ -174,13 +174,13 @@ def gluon_grid_forward(
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
     SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, CHUNK: gl.constexpr, PRECISION: gl.constexpr,
-    APART: gl.constexpr, EXCHANGE: gl.constexpr,
+    APART: gl.constexpr, EXCHANGE: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid.grid_forward`."""
     PLACE: gl.constexpr = gl.SliceLayout(0, sum_layout(SPLIT, BB, BU))
     UNIT_TILES: gl.constexpr = (H + BU - 1) // BU
     G: gl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
+    group, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
     s, p, k = tile_index(SPLIT, padded(W * BU), BK, factor_layout(SPLIT, BK))
     part, unit = p // BU, u0 + p % BU
     inside = (unit < H) & (part < W)
@@ -196,12 +196,22 @@ def gluon_grid_forward(
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(vec=4, per_phase=2, max_phase=4, order=[2, 1, 0])
     red = gl.allocate_shared_memory(gl.float32, [SPLIT, padded(W * BU), BB], swizzled)
     i, u = gl.arange(0, BB, layout=gl.SliceLayout(1, PLACE)), gl.arange(0, BU, layout=gl.SliceLayout(0, PLACE))
-    recur_forward(
-        multiply_in_registers, (ws, red), i, u0 + u, tile, d,
-        pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
-        reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
-    )  # fmt: skip
+    if TURNS:
+        groups, tiles = gl.num_programs(0) // UNIT_TILES, (B + BB - 1) // BB
+        for turn in range((tiles - group + groups - 1) // groups):
+            patience = recur_forward(
+                multiply_in_registers, (ws, red), i, u0 + u, group + turn * groups, d,
+                pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+                reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+                CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
+            )  # fmt: skip
+    else:
+        recur_forward(
+            multiply_in_registers, (ws, red), i, u0 + u, group, d,
+            pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+            reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+            CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
+        )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
@@ -210,13 +220,13 @@ def gluon_grid_backward(
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: gl.constexpr, H: gl.constexpr, W: gl.constexpr, BB: gl.constexpr, BU: gl.constexpr,
     SPLIT: gl.constexpr, BK: gl.constexpr, WHOLE: gl.constexpr, STATE_WHOLE: gl.constexpr, PRECISION: gl.constexpr,
-    APART: gl.constexpr, EXCHANGE: gl.constexpr, AHEAD: gl.constexpr,
+    APART: gl.constexpr, EXCHANGE: gl.constexpr, TURNS: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """As :func:`fastrnn.kernels.grid_backward.grid_backward`."""
     PLACE: gl.constexpr = gl.SliceLayout(0, sum_layout(SPLIT, BB, BU))
     UNIT_TILES: gl.constexpr = (H + BU - 1) // BU
     G: gl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
+    group, u0, d = gl.program_id(0) // UNIT_TILES, gl.program_id(0) % UNIT_TILES * BU, gl.program_id(1)
     s, p, k = tile_index(SPLIT, BU, BK, factor_layout(SPLIT, BK))
     ws = ()
     for g in gl.static_range(G):
@@ -228,9 +238,19 @@ def gluon_grid_backward(
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(vec=4, per_phase=2, max_phase=4, order=[2, 1, 0])
     red = gl.allocate_shared_memory(gl.float32, [SPLIT, BU, BB], swizzled)
     i, u = gl.arange(0, BB, layout=gl.SliceLayout(1, PLACE)), gl.arange(0, BU, layout=gl.SliceLayout(0, PLACE))
-    recur_backward(
-        multiply_in_registers_backward, (ws, red), i, u0 + u, tile, d,
-        gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
-        lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
-    )  # fmt: skip
+    if TURNS:
+        groups, tiles = gl.num_programs(0) // UNIT_TILES, (B + BB - 1) // BB
+        for turn in range((tiles - group + groups - 1) // groups):
+            patience = recur_backward(
+                multiply_in_registers_backward, (ws, red), i, u0 + u, group + turn * groups, d,
+                gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+                lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+                CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
+            )  # fmt: skip
+    else:
+        recur_backward(
+            multiply_in_registers_backward, (ws, red), i, u0 + u, group, d,
+            gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+            lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+            CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
+        )  # fmt: skip

@@ -10,8 +10,13 @@ The sum over H of the product is split over the warps of a program (SPLIT > 1), 
 than warps could share; each then has a short chain of products of its own. While a program waits, its next step's
 inputs are on their way, and what nobody waits for (y, the tape) is stored after it has arrived.
 
+Where there are more batch tiles than groups of programs that can run at once, a group takes them in turns, each through
+all of its steps, with the W_hh that it holds. A tile has a counter and places of its own, as it has where its programs
+have no other. So no count goes on from tile to tile, and a program that is done with one begins the next while others
+still read what it has left.
+
 Steps at which all sequences of a batch tile have ended, or, backwards in time, have not begun, do not meet: there is
-only 0 to be stored. Grid: (batch tiles x unit tiles, directions). Layouts as in :mod:`fastrnn.kernels.resident`;
+only 0 to be stored. Grid: (groups x unit tiles, directions). Layouts as in :mod:`fastrnn.kernels.resident`;
 ``exchange (places, D, B, H)`` in storage.
 """
 
@@ -24,7 +29,7 @@ from torch import Tensor
 from fastrnn._ops import LEAN_CHUNK
 from fastrnn.kernels import barrier, exchange, gates, tf32
 from fastrnn.kernels.call import Call, width
-from fastrnn.kernels.plan import Plan
+from fastrnn.kernels.plan import Plan, groups
 from fastrnn.kernels.resident import columns
 from fastrnn.kernels.sequence import base_row, is_cut, length_of, row_of, time_of
 from fastrnn.kernels.tiles import cdiv
@@ -208,6 +213,7 @@ def recur_forward(
     """The time loop of a program, whatever it holds its weights in: ``MULTIPLY`` knows that of ``held``.
 
     ``i`` numbers the rows of the tile, ``u`` the units of the program; all that is no product has their layouts.
+    Returns the patience that is left for another tile.
     """
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     IN: tl.constexpr = 3 if CELL == "gru" else W
@@ -291,6 +297,7 @@ def recur_forward(
     tl.store(h_ptr + state_at + flat, h, mask=mask)
     if c_ptr is not None:
         tl.store(c_ptr + state_at + flat, c, mask=mask)
+    return patience
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "s0", "s1", "chunks", "patience"])
@@ -299,19 +306,30 @@ def grid_forward(
     reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr, EXCHANGE: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """Steps s0 … s1 - 1 of processing order; ``pre`` as in :func:`resident.resident_forward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     G: tl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    group, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
     ws = tf32.all_rounded(unit_weights(w_ptr + d * (G * H * H), u0, CELL, H, W, BU, SPLIT, BK), PRECISION)
-    recur_forward(
-        multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
-        pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
-        reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
-    )  # fmt: skip
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    if TURNS:
+        groups, tiles = tl.num_programs(0) // UNIT_TILES, (B + BB - 1) // BB
+        for turn in range((tiles - group + groups - 1) // groups):
+            patience = recur_forward(
+                multiply_shared, ws, i, u, group + turn * groups, d,
+                pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+                reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+                CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
+            )  # fmt: skip
+    else:
+        recur_forward(
+            multiply_shared, ws, i, u, group, d,
+            pre_ptr, bias_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, borders_ptr, exchange_ptr, lengths_ptr, first_ptr,
+            reset_ptr, T, B, N, s0, s1, chunks, counter_ptr, error_ptr, patience,
+            CELL, H, W, BB, BU, SPLIT, BK, WHOLE, CHUNK, PRECISION, APART, EXCHANGE,
+        )  # fmt: skip
 
 
 def forward_constants(plan: Plan, cell: Cell, hidden: int, whole: bool) -> dict[str, object]:
@@ -332,12 +350,13 @@ def constants(plan: Plan, cell: Cell, hidden: int) -> dict[str, object]:
         "BK": plan.depth,
         "APART": barrier.APART,
         "EXCHANGE": plan.exchange,
+        "TURNS": plan.groups > 0,
     }
 
 
 def programs(plan: Plan, call: Call) -> tuple[int, int]:
     """The grid of a launch."""
-    return cdiv(call.batch, plan.tile) * cdiv(call.hidden, plan.units), call.directions
+    return groups(plan, call.batch) * cdiv(call.hidden, plan.units), call.directions
 
 
 def launch(plan: Plan, call: Call, kernel: Any, *arguments: object, **constants: Any) -> None:

@@ -202,6 +202,7 @@ def recur_backward(
     tl.store(dh_ptr + carry_at, dh, mask=carry_mask)
     if dc_ptr is not None:
         tl.store(dc_ptr + carry_at, dc, mask=carry_mask)
+    return patience
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "M", "s0", "s1", "patience"])
@@ -210,19 +211,30 @@ def grid_backward(
     lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
     CELL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr, BU: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, STATE_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    APART: tl.constexpr, EXCHANGE: tl.constexpr, AHEAD: tl.constexpr,
+    APART: tl.constexpr, EXCHANGE: tl.constexpr, TURNS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Steps s1 - 1 … s0 of processing order; ``w (D, H, G*H)``, others as in :func:`resident.resident_backward`."""
     UNIT_TILES: tl.constexpr = (H + BU - 1) // BU
     G: tl.constexpr = 3 if CELL == "gru" else W
-    tile, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
+    group, u0, d = tl.program_id(0) // UNIT_TILES, tl.program_id(0) % UNIT_TILES * BU, tl.program_id(1)
     ws = tf32.all_rounded(column_weights(w_ptr + d * (G * H * H), u0, G, H, BU, SPLIT, BK), PRECISION)
-    recur_backward(
-        multiply_shared, ws, tl.arange(0, BB), u0 + tl.arange(0, BU), tile, d,
-        gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
-        lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
-        CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
-    )  # fmt: skip
+    i, u = tl.arange(0, BB), u0 + tl.arange(0, BU)
+    if TURNS:
+        groups, tiles = tl.num_programs(0) // UNIT_TILES, (B + BB - 1) // BB
+        for turn in range((tiles - group + groups - 1) // groups):
+            patience = recur_backward(
+                multiply_shared, ws, i, u, group + turn * groups, d,
+                gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+                lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+                CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
+            )  # fmt: skip
+    else:
+        recur_backward(
+            multiply_shared, ws, i, u, group, d,
+            gates_ptr, state_ptr, c_prev_ptr, dy_ptr, dcells_ptr, dpre_ptr, dh_ptr, dc_ptr,
+            lengths_ptr, first_ptr, reset_ptr, T, B, N, M, s0, s1, counter_ptr, error_ptr, patience,
+            CELL, H, W, BB, BU, SPLIT, BK, WHOLE, STATE_WHOLE, PRECISION, APART, EXCHANGE, AHEAD,
+        )  # fmt: skip
 
 
 def backward_plan(plan: Plan) -> Plan:

@@ -41,6 +41,7 @@ class Work:
         trains: whether gradients will be wanted.
         packed: whether sequences differ in length.
         tf32: whether it is float32 of which products may be rounded to tf32.
+        tf32_products: whether torch's own products of matrices would round it so, for which it has another setting.
     """
 
     cell: str
@@ -54,6 +55,7 @@ class Work:
     trains: bool = False
     packed: bool = False
     tf32: bool = False
+    tf32_products: bool = False
 
     def __str__(self) -> str:
         stack = f", {self.layers} layers" * (self.layers > 1) + ", both directions" * (self.directions > 1)

@@ -1,8 +1,10 @@
 """What a step of time takes on a GPU, by a model of it: what the plan goes by where nothing has been measured.
 
 The model adds what cannot overlap: a barrier or a launch, the way of the state through the second-level cache, the
-product by matrix units or by ordinary ones, and the rest of a step's chain of instructions. What it knows of a GPU are
-:class:`Constants`, and nothing else, so that a measurement has one place to go to.
+product by matrix units or by ordinary ones, and the rest of a step's chain of instructions. What a step has of its own
+in memory, gates and their gradients, adds to that where a kernel is launched for it, and can be on its way meanwhile
+where one kernel takes all steps: there it is a limit, of large batches. What it knows of a GPU are :class:`Constants`,
+and nothing else, so that a measurement has one place to go to.
 """
 
 import math
@@ -27,6 +29,7 @@ class Constants:
         rest_in_registers: the same where weights stay in registers, and sums need fewer barriers.
         read: bytes per second that one multiprocessor reads from the second-level cache.
         read_by_all: bytes per second that all multiprocessors together read from it.
+        memory: bytes per second that all of them together read from the GPU's memory or write to it.
         shared: bytes per second that a multiprocessor reads from its shared memory.
         matrix: multiplications with an addition per second and multiprocessor, of 16-bit numbers by matrix units; of
             tf32 half as many.
@@ -43,6 +46,7 @@ class Constants:
     rest_in_registers: float = 0.4e-6
     read: float = 64 * 1.7e9
     read_by_all: float = 5.5e12
+    memory: float = 3e12
     shared: float = 128 * 1.7e9
     matrix: float = 1270 * 1.7e9
     ordinary: float = 128 * 1.7e9
@@ -59,6 +63,7 @@ UNMEASURED = Constants()
 FOUR_WARPS_WIDTH, FOUR_WARPS_SUMS = 256, 256  # the most units, and the most rows times units, that four warps sum up
 THREADS = 256  # of a program whose warps share rows and units, and not the sum
 MOST_HIDDEN = 1024
+MULTIPLYING = 0.8  # part of a stepwise kernel's instructions where ordinary units multiply, as compiled
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Shape:
 #   the same work in twice as many programs.
 # - In registers, twice the rows and half the units would be the same work in as many programs, each of which would read
 #   twice as much at every step.
+# - 32 rows and 32 units in registers spill 164 bytes at H=384, and a GRU's 24 at H=512 on an A100; in shared memory 444
+#   at H=256, where the sum is split.
 # - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
 # - On AMD's, where no plan goes by these yet, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where
 #   it is not. Float32 was not tried.
@@ -96,6 +103,8 @@ SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {
         Shape(16, 8),
         Shape(16, 16),
         Shape(32, 16, most=768, most_of_fewer=768),
+        Shape(16, 32, most=512, most_of_fewer=512),
+        Shape(32, 32, most=256, most_of_fewer=256),
     ),
     ("nvidia", 2, "shared"): (
         Shape(16, 8),
@@ -118,6 +127,8 @@ class Step:
         itemsize: bytes of a factor.
         by_matrix_units: whether products are by matrix units.
         processors: multiprocessors of the GPU.
+        cache: bytes of its second-level cache.
+        torch_by_matrix_units: whether torch's products of matrices are, with its setting for them.
     """
 
     gates: int
@@ -127,12 +138,36 @@ class Step:
     itemsize: int
     by_matrix_units: bool
     processors: int
+    cache: int
+    torch_by_matrix_units: bool
 
-    def rate(self, constants: Constants) -> float:
-        """Products per second and multiprocessor."""
-        if self.by_matrix_units:
+    @property
+    def numbers(self) -> int:
+        """One for each row, unit and direction."""
+        return self.batch * self.hidden * self.directions
+
+    @property
+    def sumsize(self) -> int:
+        """Bytes of a sum, or a state."""
+        return max(self.itemsize, 4)
+
+    def rate(self, constants: Constants, by_matrix_units: bool | None = None) -> float:
+        """Products per second and multiprocessor, by the units that this step has for them or by others."""
+        if self.by_matrix_units if by_matrix_units is None else by_matrix_units:
             return constants.matrix / (self.itemsize / 2)
         return constants.ordinary / (self.itemsize / 4)
+
+    def streams(self, constants: Constants) -> tuple[float, float]:
+        """Seconds of a forward step and of a backward one to move what they alone have in memory.
+
+        That is what all steps' inputs become, read and overwritten by gates; and gates, read, with their gradients.
+        """
+        each = self.numbers * self.gates / constants.memory
+        return each * 2 * self.sumsize, each * (self.sumsize + self.itemsize)
+
+    def again(self, size: int, constants: Constants) -> float:
+        """Seconds to write so many bytes and to read them soon after: in the cache, where half of it has room."""
+        return 2 * size / (constants.read_by_all if 2 * size <= self.cache else constants.memory)
 
 
 @dataclass(frozen=True)
@@ -147,6 +182,7 @@ class Spread:
     stages: int
     held: str
     programs: int
+    groups: int
 
 
 def backward_units(units: int, held: str) -> int:
@@ -163,6 +199,8 @@ def spreads(
 ) -> Iterator[Spread]:
     """Every way to spread W_hh over at most ``most`` programs with so many bytes of shared ``memory`` each.
 
+    Where there are more batch tiles than groups of programs that hold all of it, the groups take them in turns.
+
     Args:
         vendor: of the device.
         gates, width: G, and W, the pre-activations of a unit.
@@ -174,9 +212,11 @@ def spreads(
     for held in ("registers", "shared"):
         for shape in SHAPES.get((vendor, itemsize, held), ()):
             tile, units = shape.tile, shape.units
-            programs = cdiv(batch, tile) * cdiv(hidden, units) * directions
-            if programs > most or hidden > (shape.most if gates > 3 else shape.most_of_fewer):
+            tiles, group = cdiv(batch, tile), cdiv(hidden, units) * directions
+            if group > most or hidden > (shape.most if gates > 3 else shape.most_of_fewer):
                 continue
+            turns = cdiv(tiles, most // group)
+            at_once = cdiv(tiles, turns)  # as few as need no more turns: fewer read from the same cache
             warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
             if not shape.split:
                 warps = THREADS // (64 if vendor == "amd" else 32)
@@ -195,21 +235,32 @@ def spreads(
                     stages, backward = 1, backward - (min(stages, gates) - 1) * state
                 taken = max(forward, backward)
             if taken <= memory:
-                yield Spread(tile, units, shape.depth, split, warps, stages, held, programs)
+                groups = at_once if turns > 1 else 0
+                yield Spread(tile, units, shape.depth, split, warps, stages, held, at_once * group, groups)
 
 
-def grid_seconds(tile: int, units: int, stages: int, held: str, step: Step, constants: Constants = UNMEASURED) -> float:
-    """A step forward and a step backward of the grid strategy; arguments as of :class:`Spread`."""
+def grid_seconds(
+    tile: int, units: int, stages: int, held: str, step: Step, constants: Constants = UNMEASURED, groups: int = 0
+) -> float:
+    """A step forward and a step backward of the grid strategy; arguments as of :class:`Spread`.
+
+    Where groups take batch tiles in turns, it is one of each, for all of the batch.
+    """
+    tiles = cdiv(step.batch, tile)
+    groups = groups or tiles
     seconds = 0.0
-    for factors, own in ((1, units), (step.gates, backward_units(units, held))):  # the state, or all gates' gradients
-        programs = cdiv(step.batch, tile) * cdiv(step.hidden, own) * step.directions
+    # the state, or the gradients of all gates
+    passes = ((1, units), (step.gates, backward_units(units, held)))
+    for (factors, own), streamed in zip(passes, step.streams(constants), strict=True):
+        programs = groups * cdiv(step.hidden, own) * step.directions
         rate = min(constants.read, constants.read_by_all / programs)
         read = tile * factors * step.hidden * step.itemsize / rate
         weights = step.gates * own * step.hidden
         multiplied, rest = tile * weights / step.rate(constants), constants.rest_in_registers
         if held == "shared":
             multiplied, rest = max(multiplied, weights * step.itemsize / constants.shared), constants.rest
-        seconds += constants.barrier + rest + read / (stages if factors > 1 else 1) + multiplied
+        turn = constants.barrier + rest + read / (stages if factors > 1 else 1) + multiplied
+        seconds += max(cdiv(tiles, groups) * turn, streamed)
     return seconds
 
 
@@ -219,21 +270,42 @@ def resident_seconds(tile: int, step: Step, constants: Constants = UNMEASURED) -
     weights = step.gates * width * width
     multiplied = max(tile * weights / step.rate(constants), weights * step.itemsize / constants.shared)
     times = cdiv(cdiv(step.batch, tile) * step.directions, step.processors)
-    return 2 * times * (constants.rest + multiplied)
+    return sum(max(times * (constants.rest + multiplied), streamed) for streamed in step.streams(constants))
 
 
-def stepwise_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
-    """A step forward and a step backward of the stepwise strategy."""
-    return 2 * (constants.launch + constants.rest + product_seconds(step, constants))
+def stepwise_seconds(product: str, tile: int, units: int, step: Step, constants: Constants = UNMEASURED) -> float:
+    """A step forward and a step backward of the stepwise strategy.
+
+    Its kernel reads the factors of a tile and of its units, or the sums that torch's product has left.
+    """
+    states = 2 * step.again(2 * step.numbers * step.sumsize, constants)  # h and c, and their gradients
+    seconds = states + 2 * constants.rest + sum(step.streams(constants))
+    if product == "torch":
+        forward = 2 + (step.itemsize < step.sumsize)  # with a copy of the state as a factor
+        backward = 1 + step.directions * (2 if step.gates == 3 else 1)
+        sums = sum(step.again(each * step.numbers * step.sumsize, constants) for each in (step.gates, 1))
+        by_matrix_units = step.torch_by_matrix_units
+        multiplied = 2 * product_seconds(step, constants, by_matrix_units)
+        return seconds + (forward + backward) * constants.launch + sums + multiplied
+    programs = cdiv(step.batch, tile) * cdiv(step.hidden, units) * step.directions
+    rate = min(constants.read, constants.read_by_all / min(programs, step.processors))
+    weights = step.gates * units * step.itemsize
+    multiplied = product_seconds(step, constants) / (1 if step.by_matrix_units else MULTIPLYING)
+    for factors in (tile * step.sumsize, tile * step.gates * step.itemsize):
+        read = cdiv(programs, step.processors) * step.hidden * (factors + weights) / rate
+        seconds += constants.launch + max(read, multiplied)
+    return seconds
 
 
 def torch_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
     """A step forward and a step backward of torch's layer, where cuDNN computes it by its standard algorithm."""
-    return 2 * (constants.standard + product_seconds(step, constants))
+    streamed = step.numbers * step.gates * step.itemsize / constants.memory  # read or written, all in storage
+    sums = sum(step.again(each * step.numbers * step.itemsize, constants) for each in (step.gates, 1))
+    return 2 * (constants.standard + product_seconds(step, constants) + 2 * streamed) + sums
 
 
-def product_seconds(step: Step, constants: Constants = UNMEASURED) -> float:
+def product_seconds(step: Step, constants: Constants = UNMEASURED, by_matrix_units: bool | None = None) -> float:
     """The recurrent product of a step by a kernel of its own, on all multiprocessors."""
     weights = step.directions * step.gates * step.hidden**2
-    by_all = step.rate(constants) * step.processors
+    by_all = step.rate(constants, by_matrix_units) * step.processors
     return max(step.batch * weights / by_all, weights * step.itemsize / constants.read_by_all)

@@ -31,7 +31,6 @@ RESIDENT_WIDTH = {2: 128, 4: 64, 8: 32}
 FOUR_WARPS_COLUMNS = {2: 256, 4: 96, 8: 16}
 FEWEST_STEPS = 8  # below, there is no loop to speak of, and torch's call is the cheaper one
 TILE = 16  # rows of a batch tile: the least that the matrix units take
-CUBLAS_ROWS, CUBLAS_WIDTH = 64, 1024  # from here on both, a step's product is left to cuBLAS
 MEASURED = "with constants measured on such a GPU"
 MARGIN = 1.25  # by which the model of the hardware may be off
 WHY = {
@@ -89,6 +88,8 @@ class Plan:
             :func:`fastrnn.kernels.model.backward_units`).
         depth: how much of H a product takes at a time; of a split one, each part of it (stepwise, grid).
         split: how many parts of a sum over H are apart, one for each warp, or 1 (grid).
+        groups: of programs in each direction, which hold all of W_hh together and take batch tiles in turns, or 0 for
+            one of each batch tile (grid).
         held: what weights stay in, ``"shared"`` memory or ``"registers"``, by kernels in Gluon (grid).
         exchange: how programs hand states to each other, at a ``"barrier"`` or by polling the ``"data"``, on NVIDIA's
             (grid). No plan says the latter by itself: no GPU has shown yet that it is right, and faster.
@@ -106,6 +107,7 @@ class Plan:
     units: int = 32
     depth: int = 64
     split: int = 1
+    groups: int = 0
     held: str = "shared"
     exchange: str = "barrier"
     product: str = "fused"
@@ -121,6 +123,7 @@ class Plan:
         how = f", {self.units} units" if self.strategy in ("stepwise", "grid") else ""
         how += f", {self.product} product" if self.strategy == "stepwise" else ""
         how += ", weights in registers" if (self.strategy, self.held) == ("grid", "registers") else ""
+        how += f", batch tiles in turns by {self.groups} groups" if self.strategy == "grid" and self.groups else ""
         how += ", data polled" if (self.strategy, self.exchange) == ("grid", "data") else ""
         recorded = self.graphs and self.strategy == "stepwise" and self.product == "fused"
         graphs = ", replayed as a graph" if recorded else ""
@@ -216,7 +219,8 @@ def _plan(work: Work, facts: DeviceFacts, beyond_torch: str | None) -> Plan:
     if facts.vendor != "nvidia":
         return Plan("torch", f"our kernels are unmeasured on {facts.name}")
     if work.steps < FEWEST_STEPS:
-        return Plan("torch", f"fewer than {FEWEST_STEPS} steps: torch takes less to call")
+        few = "a single step keeps nothing on chip" if work.steps == 1 else f"fewer than {FEWEST_STEPS} steps"
+        return Plan("torch", f"{few}: torch takes less to call")
     if work.dtype == torch.float64:
         return Plan("torch", "the model of the hardware is silent on float64")
     if facts.constants is None:
@@ -276,16 +280,18 @@ def stepwise_plan(work: Work, facts: DeviceFacts) -> Plan:
     size, batch = work.dtype.itemsize, work.batch
     tile = TILE if batch <= 16 else 32 if batch <= 32 or size > 2 else 64
     crowded = cdiv(batch, tile) * cdiv(work.hidden, 32) * work.directions >= facts.sm_count
-    return Plan(
+    plan = Plan(
         "stepwise",
         "",
         tile=tile,
         units=32 if crowded and size < 8 else 16,
         depth={2: 64, 4: 32, 8: 16}[size],
-        product="torch" if batch >= CUBLAS_ROWS and work.hidden >= CUBLAS_WIDTH else "fused",
+        warps=8 if tile == 64 and crowded else 4,
         stages={2: 3, 4: 2, 8: 1}[size],  # deeper or wider, float64 spills
         precision=precision(work, facts),
     )
+    by_torch = replace(plan, product="torch")
+    return by_torch if seconds(by_torch, work, facts) < seconds(plan, work, facts) else plan
 
 
 def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
@@ -314,12 +320,17 @@ def seconds(plan: Plan, work: Work, facts: DeviceFacts) -> float:
     """What a step forward and one backward of a layer take by the model: by a plan of ours, or by torch's."""
     gates, size, constants = CELLS[work.cell].gates, work.dtype.itemsize, facts.constants or model.UNMEASURED
     by_matrix_units = size == 2 or precision(work, facts) == "tf32"
-    step = model.Step(gates, work.batch, work.hidden, work.directions, size, by_matrix_units, facts.sm_count)
+    of_device = (facts.sm_count, facts.l2_bytes)
+    torch_by_matrix_units = size == 2 or (size == 4 and work.tf32_products)
+    sizes = (gates, work.batch, work.hidden, work.directions, size)
+    step = model.Step(*sizes, by_matrix_units, *of_device, torch_by_matrix_units)
     if plan.strategy == "grid":
-        return model.grid_seconds(plan.tile, plan.units, plan.stages, plan.held, step, constants)
+        return model.grid_seconds(plan.tile, plan.units, plan.stages, plan.held, step, constants, plan.groups)
     if plan.strategy == "resident":
         return model.resident_seconds(plan.tile, step, constants)
-    return (model.torch_seconds if plan.strategy == TORCH else model.stepwise_seconds)(step, constants)
+    if plan.strategy == TORCH:
+        return model.torch_seconds(step, constants)
+    return model.stepwise_seconds(plan.product, plan.tile, plan.units, step, constants)
 
 
 def _by_model(kernels: Plan, work: Work, facts: DeviceFacts) -> Plan:
@@ -335,9 +346,15 @@ def _by_model(kernels: Plan, work: Work, facts: DeviceFacts) -> Plan:
     return replace(kernels, reason=f"{torchs / ours:.1f} times as fast {how}")
 
 
+def groups(plan: Plan, batch: int) -> int:
+    """How many groups of programs the grid strategy has in each direction: batch tiles that are computed at once."""
+    tiles = cdiv(batch, plan.tile)
+    return min(plan.groups or tiles, tiles)
+
+
 def programs(plan: Plan, work: Work) -> int:
     """How many programs the grid strategy has."""
-    return cdiv(work.batch, plan.tile) * cdiv(work.hidden, plan.units) * work.directions
+    return groups(plan, work.batch) * cdiv(work.hidden, plan.units) * work.directions
 
 
 def _fits(record: Record, work: Work, facts: DeviceFacts) -> bool:
@@ -373,6 +390,7 @@ def grid_plan(spread: model.Spread, precision: str) -> Plan:
         units=spread.units,
         depth=spread.depth,
         split=spread.split,
+        groups=spread.groups,
         held=spread.held,
         warps=spread.warps,
         stages=spread.stages,
@@ -427,3 +445,12 @@ def tf32_allowed(dtype: torch.dtype) -> bool:
     That is ``torch.backends.cudnn.allow_tf32`` and its successors.
     """
     return dtype == torch.float32 and getattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee") == "tf32"
+
+
+@constant
+def tf32_products(dtype: torch.dtype) -> bool:
+    """Whether it is float32, and torch's products of matrices may round it to tf32: a setting of its own.
+
+    That is ``torch.backends.cuda.matmul.allow_tf32`` and its successors.
+    """
+    return dtype == torch.float32 and getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32"

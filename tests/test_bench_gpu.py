@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import check, report, results, sanitize, targets, timing
 from bench import contestants as everybody
-from bench import report, results, sanitize, targets, timing
 from bench.__main__ import main as bench
 from bench.gpu import cases, clock, command, contestants, measure, memory, smoke, versions
 from bench.gpu.cases import Selection, Task
@@ -132,9 +132,10 @@ def test_everything_is_measured_and_shown(
     status, rows = run(out, *TINY, "--cells", "lstm", "--dtype", "float32", "bfloat16", "--tf32", "off")
     assert status == 0
     layers = [row for row in rows if row.benchmark != "latency"]
-    assert {row.benchmark for row in rows} == {"latency", "layer", "lean", "packed", "recorded", "reset"}
+    assert {row.benchmark for row in rows} == {"latency", "layer", "lean", "packed", "recorded", "reset", "state"}
     assert all(row.case.mode == "training" for row in rows if row.benchmark == "lean")
-    assert len(layers) == 5 * 2 * 2 + 3 * 2 + 1  # of all kinds of numbers, of the targets, and of the lean tape
+    # of all kinds of numbers, of the targets, of the lean tape, and of applications: two with resets, one with states
+    assert len(layers) == 5 * 2 * 2 + 3 * 2 + 1 + 3
     assert all(row.provenance.device == GPU for row in rows)
     assert all({"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} <= set(row.times) for row in layers)
     assert {(row.case.dtype, row.detail["tf32"]) for row in layers} == {("float32", False), ("bfloat16", None)}
@@ -155,6 +156,41 @@ def test_everything_is_measured_and_shown(
     assert "a GPU, no TF32" in printed
     assert "resident" in printed
     assert sorted(path.name for path in out.parent.glob("*.png")) == ["gpu-float32.png", "gpu-lean.png", "gpu.png"]
+
+
+def test_applications_are_what_people_use_layers_for() -> None:
+    own = cases.tasks(Selection(parts=["applications"]))
+    assert [str(task) for task in own] == [
+        "state gru B64 T100 I7168 H768 L5 bfloat16",
+        "layer gru B100 T10000 I128 H128 L2 D2 float16",
+        "layer gru B100 T10000 I256 H256 L2 D2 float16",
+        "reset lstm B4096 T24 I64 H256 bfloat16",
+        "reset lstm B4096 T24 I64 H256 float32 TF32",
+        "reset lstm B4096 T24 I64 H256 float32 no TF32",
+        "state lstm B64 T1 I512 H512 L3 float32 TF32",
+        "state lstm B32 T1 I640 H640 bfloat16 in a graph",
+    ]
+    assert {len(task.modes) for task in own} == {1}
+    assert not cases.tasks(Selection(parts=["applications"], cells=["rnn_tanh"]))
+    assert len(cases.tasks(Selection(parts=["applications"], dtypes=["float32"], tf32=["on"]))) == 2
+
+
+@pytest.mark.usefixtures("cpu", "strategies")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_states_that_are_given_have_gradients(cell: str) -> None:
+    """Of every layer and direction; a contestant that starts anew is off."""
+    shape = Shape(2, 3, 4, 5, layers=2, directions=2)
+    task = replace(TASK, benchmark="state", cell=cell, shape=shape, graphs=True)
+    rows = list(measure.measure(task, 0.001))
+    assert [row.detail["clock"] for row in rows] == ["graphs"] * 2
+    assert all(row.times.keys() == {"torch.nn", "fastrnn", "fastrnn resident", "fastrnn stepwise"} for row in rows)
+    made = contestants.prepare(task)
+    assert [p.shape for p in made.stacks["fastrnn"].states] == [(4, 2, 5)] * (2 if cell == "lstm" else 1)
+    forgetful = contestants.Started(
+        made.stacks["fastrnn"].layer, [s.detach() * 0 for s in made.stacks["fastrnn"].states]
+    )
+    with pytest.raises(check.MismatchError, match="fastrnn: y in inference is off"):
+        check.check_stacks({"fastrnn": forgetful}, made.stacks["torch.nn"], made.x, made.reference)
 
 
 @pytest.mark.usefixtures("cpu", "strategies")

@@ -64,6 +64,14 @@ BUDGETS = {
     ("resident_forward/gru/bf16/64/all", "sm_90"): Budget(138, 9, 8, 24),
     ("resident_forward/lstm/bf16/128/dense", "sm_80"): Budget(191, 8, 12, 64),
     ("gates_again/lstm/bf16/512/all", "sm_90"): Budget(52, 14, 0, 0),
+    ("step_forward/lstm/bf16/256/all/fused product, 64 rows, 32 units", "sm_90"): Budget(138, 8, 2, 16),
+    ("step_backward/lstm/bf16/256/all/fused product, 64 rows, 32 units", "sm_90"): Budget(154, 103, 108, 112),
+    ("step_backward/lstm/bf16/256/all/torch product, 64 rows, 32 units", "sm_90"): Budget(104, 26, 3, 0),
+    ("step_forward/lstm/bf16/256/all/torch product, 64 rows, 32 units", "sm_80"): Budget(92, 34, 5, 0),
+    ("step_backward/lstm/tf32/256/all/fused product, 32 rows, 32 units", "sm_90"): Budget(238, 16, 2, 64),
+    ("step_forward/lstm/tf32/256/all/torch product, 32 rows, 32 units", "sm_90"): Budget(90, 30, 0, 0),
+    ("step_forward/lstm/tf32/512/all/fused product, 32 rows, 16 units", "sm_90"): Budget(104, 6, 2, 32),
+    ("step_forward/lstm/bf16/640/all/fused product, 32 rows, 16 units", "sm_90"): Budget(100, 8, 2, 32),
 }
 
 

@@ -224,6 +224,31 @@ def test_layers_spread_over_the_gpu(cell: str, held: str, exchange: str, hidden:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
+@pytest.mark.parametrize("exchange", ["barrier", "data"])
+@pytest.mark.parametrize("held", ["shared", "registers"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_batch_tiles_in_turns_on_the_gpu(cell: str, held: str, exchange: str) -> None:
+    """Of three groups, some of which have more to do than others."""
+    p = draw(cell, 24, 200, 16, 256, layout="lengths", reset=True, dtype=torch.bfloat16)
+    true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
+    with forced(strategy="grid", held=held, exchange=exchange, groups=3):
+        found = {name: t.cpu() for name, t in run(fast("full"), on_gpu(p)).items()}
+    assert_accurate(found, theirs, true)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("without_tf32")
+@pytest.mark.parametrize("strategy", [{"strategy": "grid"}, {"strategy": "stepwise", "product": "torch"}], ids=str)
+def test_thousands_of_rows_on_the_gpu(strategy: dict[str, object]) -> None:
+    p = draw("lstm", 5, 4096, 16, 256, reset=True, dtype=torch.bfloat16)
+    true, theirs = run(readable, p.to(torch.float64)), run(yardstick(p), p)
+    with forced(**strategy):
+        found = {name: t.cpu() for name, t in run(fast("full"), on_gpu(p)).items()}
+    assert_accurate(found, theirs, true)
+
+
+@pytest.mark.gpu
 def test_what_was_tuned_on_the_gpu_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine and by the operators, which compute what torch's layer does."""
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))

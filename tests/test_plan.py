@@ -17,6 +17,7 @@ from fastrnn.kernels.plan import (
     forced,
     plan,
     plan_kernels,
+    programs,
     resident_memory,
     resident_plan,
 )
@@ -93,7 +94,8 @@ def test_kernels_fit_the_device() -> None:
         assert chosen.strategy in ("resident", "grid", "stepwise")
         assert all(n & (n - 1) == 0 and n >= 16 for n in (chosen.tile, chosen.units * chosen.split, chosen.depth))
         if chosen.strategy == "grid":  # all of its programs at the same time, each with its part of W_hh
-            assert cdiv(batch, chosen.tile) * cdiv(hidden, chosen.units) * directions <= facts.sm_count
+            at_once = chosen.groups or cdiv(batch, chosen.tile)
+            assert at_once * cdiv(hidden, chosen.units) * directions <= facts.sm_count
             part = CELLS[cell].gates * hidden * chosen.units * dtype.itemsize
             in_memory = facts.vendor == "nvidia" and chosen.held == "shared"
             assert part <= (facts.shared_memory_per_block if in_memory else 4 * 65536)
@@ -167,10 +169,11 @@ def test_layers_that_do_not_fit_a_grid_are_not(options: dict[str, object]) -> No
 
 def test_the_model_is_one_of_cost() -> None:
     """More work takes no less time, a barrier less than two launches, and no synchronisation less than one."""
+    endless = replace(H100, constants=replace(model.UNMEASURED, memory=1e18))  # else it is a limit of large batches
 
-    def seconds(strategy: str, batch: int, hidden: int) -> float:
+    def seconds(strategy: str, batch: int, hidden: int, facts: DeviceFacts = endless) -> float:
         work = Work("lstm", 100, batch, 64, hidden, torch.bfloat16)
-        return min(step_seconds(p, work, H100) for p in candidates(work, H100) if p.strategy == strategy)
+        return min(step_seconds(p, work, facts) for p in candidates(work, facts) if p.strategy == strategy)
 
     for hidden, batch in product((128, 256, 512, 1024), (16, 32)):
         least = seconds("grid", batch, hidden)
@@ -178,19 +181,21 @@ def test_the_model_is_one_of_cost() -> None:
         assert seconds("grid", batch, 128) <= least < seconds("stepwise", batch, hidden)
     assert seconds("resident", 16, 128) == seconds("resident", 132 * 16, 128) < seconds("grid", 16, 128)
     assert seconds("resident", 132 * 16 + 1, 128) == 2 * seconds("resident", 16, 128)
+    assert seconds("resident", 16, 128, H100) == seconds("resident", 16, 128) < seconds("resident", 2112, 128, H100)
 
 
 COUNTS_IN = {  # where 16-bit numbers are multiplied, 4 a gate; of "ordinary", float32
     "barrier": {"registers", "shared"},
-    "launch": {"stepwise"},
+    "launch": {"stepwise", "products"},
     "standard": {"torch"},
-    "rest": {"shared", "resident", "stepwise"},
+    "rest": {"shared", "resident", "stepwise", "products"},
     "rest_in_registers": {"registers"},
-    "read": {"registers", "shared"},
-    "read_by_all": {"registers", "shared", "stepwise", "torch"},
+    "read": {"registers", "shared", "stepwise"},
+    "memory": {"registers", "shared", "resident", "stepwise", "products", "torch"},
+    "read_by_all": {"registers", "shared", "stepwise", "products", "torch"},
     "shared": {"shared", "resident"},
-    "matrix": {"registers", "shared", "resident", "stepwise", "torch"},
-    "ordinary": {"shared", "resident", "stepwise", "torch"},
+    "matrix": {"registers", "shared", "resident", "stepwise", "products", "torch"},
+    "ordinary": {"shared", "resident", "stepwise", "products", "torch"},
 }
 
 
@@ -203,7 +208,9 @@ def test_every_constant_of_the_model_counts(name: str) -> None:
     def seconds(constants: model.Constants) -> dict[str, float]:
         facts = replace(H100, constants=constants)
         found = {
-            p.held if p.strategy == "grid" else p.strategy: step_seconds(p, work, facts)
+            p.held if p.strategy == "grid" else "products" if p.product == "torch" else p.strategy: step_seconds(
+                p, work, facts
+            )
             for p in candidates(work, facts)
         }
         found["resident"] = step_seconds(resident_plan(small, facts), small, facts)
@@ -230,9 +237,143 @@ def test_tf32_only_where_it_is_allowed() -> None:
         assert choose(hidden=16, dtype=dtype, tf32=True, beyond_torch="reset").precision == "ieee"
 
 
-def test_large_products_are_cublas() -> None:
-    assert choose(hidden=2048, batch=256, beyond_torch="reset").product == "torch"
-    assert choose(hidden=512, batch=16, steps=1).product == "fused"
+@pytest.mark.parametrize(
+    ("batch", "hidden", "options", "product"),
+    [
+        (256, 2048, {}, "torch"),
+        (16, 512, {}, "fused"),
+        (64, 512, {}, "fused"),
+        (256, 256, {}, "fused"),
+        (4096, 256, {}, "torch"),
+        (4096, 256, {"dtype": torch.float32}, "torch"),
+        # A kernel of ours rounds to TF32 where torch's layers do; torch's products have a setting of their own for it.
+        (4096, 256, {"dtype": torch.float32, "tf32": True}, "fused"),
+        (4096, 256, {"dtype": torch.float32, "tf32": True, "tf32_products": True}, "torch"),
+    ],
+)
+def test_large_products_are_torchs(batch: int, hidden: int, options: dict[str, object], product: str) -> None:
+    chosen = choose(batch=batch, hidden=hidden, steps=1, **options)
+    assert (chosen.strategy, chosen.product) == ("stepwise", product)
+
+
+HALF = torch.bfloat16
+# As bench.gpu.cases has them: work, what torch lacks of it, and the plan without measured constants, and with them.
+APPLICATIONS = {
+    "brain-to-text": (
+        Work("gru", 100, 64, 7168, 768, HALF, layers=5, trains=True),
+        None,
+        ("torch", "no GPU has shown yet"),
+        ("grid, 32 rows a program, 16 units, weights in registers, 8 warps, ieee", "times as fast as torch by a model"),
+    ),
+    "genomics 128": (
+        Work("gru", 10_000, 100, 128, 128, torch.float16, 2, 2),
+        None,
+        ("torch", "W_hh could stay on chip for all steps, but no GPU has shown yet"),
+        ("torch", "the model of the hardware knows nothing of how torch computes this"),  # cuDNN keeps it on chip
+    ),
+    "genomics 256": (
+        Work("gru", 10_000, 100, 256, 256, torch.float16, 2, 2),
+        None,
+        ("torch", "no GPU has shown yet"),
+        ("grid, 16 rows a program, 32 units, weights in registers, 8 warps, ieee", "times as fast as torch by a model"),
+    ),
+    "robots": (
+        Work("lstm", 24, 4096, 64, 256, HALF, trains=True),
+        "reset",
+        ("stepwise, 64 rows a program, 32 units, torch product, 8 warps, ieee", "unmeasured"),
+        (
+            "grid, 32 rows a program, 32 units, weights in registers, batch tiles in turns by 16 groups, 8 warps, ieee",
+            "torch's layers have no reset=",
+        ),
+    ),
+    "robots, float32": (
+        Work("lstm", 24, 4096, 64, 256, torch.float32, trains=True, tf32=True, tf32_products=True),
+        "reset",
+        ("stepwise, 32 rows a program, 32 units, torch product, 4 warps, tf32", "unmeasured"),
+        ("stepwise, 32 rows a program, 32 units, torch product, 4 warps, tf32", "torch's layers have no reset="),
+    ),
+    "sampling": (
+        Work("lstm", 1, 64, 512, 512, torch.float32, layers=3, tf32=True),
+        None,
+        ("torch", "a single step keeps nothing on chip: torch takes less to call"),
+        ("torch", "a single step keeps nothing on chip: torch takes less to call"),
+    ),
+    "decoding": (
+        Work("lstm", 1, 32, 640, 640, HALF),
+        None,
+        ("torch", "a single step keeps nothing on chip: torch takes less to call"),
+        ("torch", "a single step keeps nothing on chip: torch takes less to call"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_what_is_planned_for_applications(name: str) -> None:
+    work, beyond_torch, *expected = APPLICATIONS[name]
+    for facts, (how, reason) in zip((H100, KNOWN), expected, strict=True):
+        chosen = plan(work, facts, beyond_torch)
+        assert str(chosen) == how
+        assert reason in chosen.reason
+
+
+def test_a_single_step_is_ours_where_that_was_measured_to_be_faster() -> None:
+    """As where torch would pack weights anew at every call; a record holds for steps as few as it has."""
+    work, *_ = APPLICATIONS["decoding"]
+    best = tuple({"strategy": "stepwise", "tile": 32, "units": 16}.items())
+    facts = replace(H100, records=(Record(work, (("torch", 2.0), ("stepwise", 1.0)), best),))
+    assert plan(work, facts).strategy == "stepwise"
+    assert plan(replace(work, steps=2), facts).strategy == "stepwise"
+    assert plan(work, replace(facts, records=())).strategy == "torch"
+
+
+def turns(plan: Plan, batch: int) -> int:
+    """How many batch tiles a group of programs computes, one after the other."""
+    tiles = cdiv(batch, plan.tile)
+    return cdiv(tiles, plan.groups or tiles)
+
+
+def test_groups_of_programs_take_batch_tiles_in_turns() -> None:
+    """Where more tiles than there is room for at once are to be computed; as few groups as need no more turns."""
+    for cell, batch, hidden, directions in product(CELLS, (1, 64, 100, 513, 4096), (64, 256, 640, 1024), (1, 2)):
+        work = Work(cell, 24, batch, 64, hidden, torch.bfloat16, directions)
+        for facts in (H100, A100):
+            spreads = [p for p in candidates(work, facts) if p.strategy == "grid"]
+            assert bool(spreads) == (directions * cdiv(hidden, 16) <= facts.sm_count)
+            for found in spreads:
+                group = cdiv(hidden, found.units) * directions
+                tiles, most = cdiv(batch, found.tile), facts.sm_count // group
+                assert 1 <= (found.groups or tiles) <= most
+                assert turns(found, batch) == cdiv(tiles, most)
+                assert (found.groups == 0) == (tiles <= most)
+                if found.groups > 1:
+                    assert turns(replace(found, groups=found.groups - 1), batch) > turns(found, batch)
+                assert programs(found, work) == (found.groups or tiles) * group
+
+
+def test_a_batch_of_several_turns_takes_as_many_times_as_long() -> None:
+    work = Work("lstm", 24, 512, 64, 256, torch.bfloat16)
+    grids = [p for p in candidates(work, KNOWN) if p.strategy == "grid" and p.groups]
+    assert grids
+    for found in grids:
+        one = step_seconds(replace(found, groups=0), replace(work, batch=found.groups * found.tile), KNOWN)
+        assert step_seconds(found, work, KNOWN) == pytest.approx(turns(found, 512) * one)
+    chosen = choose(hidden=256, batch=1024, facts=KNOWN)
+    assert chosen.groups == 16
+    how = "grid, 32 rows a program, 32 units, weights in registers, batch tiles in turns by 16 groups, 8 warps, ieee"
+    assert str(chosen) == how
+
+
+def test_a_record_of_a_batch_in_turns_holds_for_fewer_rows() -> None:
+    """What was tuned for 1024 rows is right for 600, which are fewer tiles than its groups, and fits the device."""
+    work = Work("lstm", 24, 1024, 64, 256, torch.bfloat16)
+    tuned = replace(choose(hidden=256, batch=1024, facts=KNOWN), reason="")
+    of_plan = tuple((f.name, getattr(tuned, f.name)) for f in fields(Plan) if f.name != "reason")
+    facts = replace(H100, records=(Record(work, (("torch", 2.0), ("grid", 1.0)), of_plan),))
+    fewer = replace(work, batch=513)
+    chosen = plan(fewer, facts)
+    assert (chosen.strategy, chosen.groups) == ("grid", 16)
+    assert programs(chosen, fewer) == 16 * 8
+    assert programs(chosen, replace(work, batch=3 * 32)) == 3 * 8
 
 
 def test_plans_are_values() -> None:

@@ -12,7 +12,10 @@ Numbers = tuple[str, bool | None]  # a dtype, and whether products are rounded t
 
 # In the order in which they are measured.
 LEAST = ("constants", "latency", "barrier", "cluster")  # no layers, but what they take at least
-LAYERS = ("targets", "first", "lean", "stacks", "reset", "packed", "recorded", "forward", "training")
+LAYERS = (
+    *("targets", "first", "lean", "applications", "stacks", "reset", "packed", "recorded"),
+    *("forward", "training"),
+)
 PARTS = (*LEAST, *LAYERS)
 MEASURED = CELLS[:3]  # of rnn_relu there is little to learn that rnn_tanh does not tell
 BATCHES = (1, 16, 64, 256)
@@ -85,14 +88,37 @@ class Task:
     dtype: str
     tf32: bool | None
     modes: tuple[str, ...] = MODES
+    graphs: bool = False  # whether replays of CUDA graphs are timed, whatever else is
 
     def __str__(self) -> str:
         tf32 = {None: "", True: " TF32", False: " no TF32"}[self.tf32]
-        return f"{self.benchmark} {self.cell} {self.shape} {self.dtype}{tf32}"
+        return f"{self.benchmark} {self.cell} {self.shape} {self.dtype}{tf32}{' in a graph' * self.graphs}"
 
     def case(self, mode: str) -> Case:
         """As rows have it."""
         return Case.of(self.cell, self.shape, self.dtype, mode)
+
+
+# What layers are used for. Of "state", states are given; they are parameters where they are trained.
+HALF, TRAINS, INFERS = ("bfloat16", None), ("training",), ("inference",)
+APPLICATIONS = (
+    # speech decoded from a brain's signals, of which each step has 14 bins of 512 channels
+    Task("state", "gru", Shape(64, 100, 7168, 768, layers=5), *HALF, TRAINS),
+    # DNA: signals of nanopores, as long as they come
+    *(
+        Task("layer", "gru", Shape(100, 10_000, n, n, layers=2, directions=2), "float16", None, INFERS)
+        for n in (128, 256)
+    ),
+    # robots in simulation, thousands at a time, whose episodes end at any step
+    *(
+        Task("reset", "lstm", Shape(4096, 24, 64, 256), *kind, TRAINS)
+        for kind in (HALF, ("float32", True), ("float32", False))
+    ),
+    # text or music, a step at a time
+    Task("state", "lstm", Shape(64, 1, 512, 512, layers=3), "float32", True, INFERS),
+    # speech recognition by transducers, whose decoders are captured
+    Task("state", "lstm", Shape(32, 1, 640, 640), *HALF, INFERS, graphs=True),
+)
 
 
 def tasks(selection: Selection) -> list[Task]:
@@ -101,6 +127,7 @@ def tasks(selection: Selection) -> list[Task]:
         "targets": _targets(selection),
         "first": _first(selection),
         "lean": _each(selection, "lean", LEAN, STANDARD, ("training",)),
+        "applications": _applications(selection),
         "stacks": _each(selection, "layer", STACKS),
         "reset": _each(selection, "reset", RESETS),
         "packed": _each(selection, "packed", PACKED),
@@ -146,6 +173,13 @@ def _targets(selection: Selection) -> Iterator[Task]:
     for kind in (half, single):
         for shapes in rest:
             yield from _each(selection, "layer", shapes, kind)
+
+
+def _applications(selection: Selection) -> Iterator[Task]:
+    kinds = selection.numbers()
+    for task in APPLICATIONS:
+        if task.cell in selection.cells and (task.dtype, task.tf32) in kinds:
+            yield task
 
 
 def _grid(selection: Selection) -> Iterator[Task]:

@@ -111,6 +111,14 @@ def _read(name: str, by_all: bool, seconds: float, found: Found) -> list[Row]:
     return [made[0], _constant(name, made[1], programs * 4 * (READ[1] - READ[0]) / (many - few))]
 
 
+def _memory(seconds: float, found: Found) -> list[Row]:
+    """Of a copy, which reads and writes: a quarter of a GiB is more than any cache has."""
+    source = torch.zeros(latency.COPIED, dtype=torch.uint8, device=contestants.DEVICE)
+    target = torch.empty_like(source)
+    row = latency.row(f"copy of {latency.COPIED >> 20} MiB of memory", lambda: target.copy_(source), seconds)
+    return [_constant("memory", row, 2 * latency.COPIED / row.times["torch"].median)]
+
+
 def _shared(seconds: float, found: Found) -> list[Row]:
     from bench.gpu.on_chip import read_shared
 
@@ -187,7 +195,8 @@ def _work(hidden: int) -> Work:
 
 
 def _step(hidden: int) -> model.Step:
-    return model.Step(GATES, BATCH, hidden, 1, 2, True, _facts().sm_count)
+    facts = _facts()
+    return model.Step(GATES, BATCH, hidden, 1, 2, True, facts.sm_count, facts.l2_bytes, True)
 
 
 def _facts() -> DeviceFacts:
@@ -245,6 +254,7 @@ MEASURES: dict[str, Measure] = {
     "launch": _launch,
     "read": partial(_read, "read", False),
     "read_by_all": partial(_read, "read_by_all", True),
+    "memory": _memory,
     "shared": _shared,
     "matrix": _matrix,
     "ordinary": _ordinary,

@@ -1,7 +1,7 @@
 """Layers on the device that share one set of weights, and the strategies of fastrnn's kernels one by one."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -73,7 +73,8 @@ def prepare(task: Task, with_strategies: bool = True, left_out: Mapping[str, str
             theirs[FLATTENED] = flatten(copy.deepcopy(layer))
         except Exception as error:  # whatever torch or cuDNN raises: the layer as torch has it is to be measured
             not_flattened = f"{type(error).__name__}: {error}"
-    made = {"packed": _packed, "reset": _reset}.get(task.benchmark, _dense)(theirs, ours, x)
+    prepare_own = {"packed": _packed, "reset": _reset, "state": _state}
+    made = prepare_own.get(task.benchmark, _dense)(theirs, ours, x)
     made.detail["flattened"] = {name: flattened(stack) for name, stack in theirs.items()}
     if not_flattened:
         made.detail["not_flattened"] = not_flattened
@@ -166,7 +167,8 @@ def work_of(task: Task) -> Any:
 
     shape = task.shape
     sizes = (shape.steps, shape.batch, shape.input, shape.hidden)
-    return Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, tf32=bool(task.tf32))
+    tf32 = {"tf32": bool(task.tf32), "tf32_products": bool(task.tf32)}
+    return Work(task.cell, *sizes, DTYPES[task.dtype], shape.directions, **tf32)
 
 
 def _choices(plan: Any) -> dict[str, Any]:
@@ -183,6 +185,27 @@ def forced(plan: Any) -> AbstractContextManager[None]:
 
 def _dense(theirs: Theirs, ours: nn.Module, x: Tensor) -> Prepared:
     return Prepared({**theirs, "fastrnn": ours}, x, copy.deepcopy(theirs[BASELINE]))
+
+
+class Started(nn.Module):
+    """A layer that is given its states, which are parameters of its own."""
+
+    def __init__(self, layer: nn.Module, states: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.states = nn.ParameterList(states)
+
+    def forward(self, x: Tensor) -> Any:
+        """As the layer returns it."""
+        return self.layer(x, tuple(self.states) if len(self.states) > 1 else self.states[0])
+
+
+def _state(theirs: Theirs, ours: nn.Module, x: Tensor) -> Prepared:
+    layer = theirs[BASELINE]
+    shape = (layer.num_layers * (2 if layer.bidirectional else 1), x.shape[1], layer.hidden_size)
+    states = [torch.randn(shape, device=DEVICE).to(x.dtype) for _ in range(2 if layer.mode == "LSTM" else 1)]
+    started = {name: Started(stack, states) for name, stack in {**theirs, "fastrnn": ours}.items()}
+    return Prepared(dict(started), x, copy.deepcopy(started[BASELINE]))
 
 
 def _with_lean_tape(layer: nn.RNNBase) -> nn.Module:

@@ -38,7 +38,7 @@ def measure(
     Args:
         task: the case.
         seconds: for each row, all contestants together.
-        graphs: whether to time replays of CUDA graphs.
+        graphs: whether to time replays of CUDA graphs; a task may ask for that itself.
         with_strategies: whether fastrnn's strategies take part one by one.
         left_out: those that do not, with the reasons (:mod:`bench.gpu.strategies`).
 
@@ -46,6 +46,7 @@ def measure(
         MismatchError: fastrnn computes something else than torch.nn.
         RuntimeError: fastrnn would compute it by a strategy that is left out.
     """
+    graphs = graphs or task.graphs
     with nullcontext() if task.tf32 is None else clock.tf32(task.tf32):
         made = contestants.prepare(task, with_strategies, left_out)
         training = "training" in task.modes

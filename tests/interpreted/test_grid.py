@@ -1,12 +1,9 @@
 """The exchange of states of the grid strategy: right in every order of its programs, and shown to be needed."""
 
-import importlib.util
-import linecache
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +12,8 @@ import triton
 import triton.language as tl
 from accuracy import assert_accurate, assert_alike, assert_same
 from layers import Problem, draw, fast, readable, run, yardstick
-from rig.interpreter import Deadlock, schedule
+from rig.interpreter import schedule
+from rig.mutants import SEEDS, assert_wrong_in_some_order, mutant
 from rig.operators import computed_by
 
 from fastrnn.kernels import barrier, exchange, grid, grid_backward, layer
@@ -26,7 +24,6 @@ from fastrnn.reference import CELLS
 SPLIT = Plan("grid", "a test", units=16, depth=16, split=2)
 WHOLE = Plan("grid", "a test", units=8, depth=16)
 REGISTERS = Plan("grid", "a test", units=8, depth=16, split=2, held="registers")
-SEEDS = range(8)
 CPU = torch.device("cpu")
 
 
@@ -127,19 +124,6 @@ MUTANTS = {
 }
 
 
-def mutant(folder: Path, module: ModuleType, old: str, new: str) -> ModuleType:
-    """The module with a part of its source changed."""
-    source = Path(module.__file__).read_text()
-    assert source.count(old) == 1
-    path = folder / f"mutant_{module.__name__.rpartition('.')[2]}.py"
-    path.write_text(source.replace(old, new))
-    linecache.checkcache()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    changed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(changed)
-    return changed
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_makes_the_exchange_right_is_needed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, old, new = MUTANTS[name]
@@ -149,16 +133,6 @@ def test_what_makes_the_exchange_right_is_needed(name: str, tmp_path: Path, monk
     table = layer.FORWARD if module is grid else layer.BACKWARD
     monkeypatch.setitem(table, "grid", changed.forward if module is grid else changed.backward)
     assert_wrong_in_some_order(lambda seed: all(torch.equal(t, right[n]) for n, t in found_in(problem, seed).items()))
-
-
-def assert_wrong_in_some_order(is_right: Callable[[int], bool]) -> None:
-    for seed in SEEDS:
-        try:
-            if not is_right(seed):
-                return
-        except Deadlock:
-            return
-    pytest.fail(f"right in {len(SEEDS)} orders")
 
 
 POLLED = {

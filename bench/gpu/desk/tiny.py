@@ -1,12 +1,14 @@
 """Tiny sizes for all that is measured on a GPU: where what matters is that it goes through, and not the times."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from bench.gpu import cases, cluster, command, constants, latency, measure, meeting, smoke
 from bench.grid import Shape
 
+SMALL = {"batch": 2, "steps": 3, "input": 4, "hidden": 5}
 SIZES: tuple[tuple[Any, str, Any], ...] = (
     (measure, "PRODUCT", 8),
     (measure, "PRODUCT_SECONDS", 0.001),
@@ -28,6 +30,7 @@ SIZES: tuple[tuple[Any, str, Any], ...] = (
     (cases, "RESETS", (Shape(3, 6, 4, 5),)),
     (cases, "PACKED", (Shape(4, 6, 4, 5),)),
     (cases, "LEAN", (Shape(3, 6, 4, 5),)),
+    (cases, "APPLICATIONS", tuple(replace(task, shape=replace(task.shape, **SMALL)) for task in cases.APPLICATIONS)),
     (cases, "PUBLISHED", Shape(2, 7, 4, 5)),
     (cases, "FIRST", (Shape(2, 7, 4, 5),)),
     (cases, "TARGET_HIDDEN", (5,)),
