@@ -29,8 +29,6 @@ class Seen(NamedTuple):
     specialization: str
 
 
-    None
-)  # of a launch's arguments, where there is a device's memory
 _seen: dict[Seen, None] = {}
 launched: Counter[str] = Counter()  # by name, of kernels that were not compiled
 reachable: Callable[[int, Tensor], None] | None = None  # raises for what does not lie on the device
