@@ -112,8 +112,8 @@ MUTANTS = {
     "one counter for all": (grid, "counter_ptr += (tile * D + d) * APART", "counter_ptr += 0"),
     "arrives too early": (
         grid,
-        "        exchange.put(there + flat, h, mask, EXCHANGE)\n        exchange.arrive(counter_ptr, EXCHANGE)\n",
-        "        exchange.arrive(counter_ptr, EXCHANGE)\n        exchange.put(there + flat, h, mask, EXCHANGE)\n",
+        "        exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)\n        exchange.arrive(counter_ptr, EXCHANGE)\n",
+        "        exchange.arrive(counter_ptr, EXCHANGE)\n        exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)\n",
     ),
     "no barrier backward": (
         grid_backward,
