@@ -115,7 +115,7 @@ def latency_table(rows: Sequence[Row]) -> Table:
         table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
     for row in rows:
         (times,) = row.times.values()
-        table.add_row(row.detail["what"], f"{1e6 * times.median:.2f}", row.detail.get("rate", ""))
+        table.add_row(row.detail["what"], f"{1e6 * times.median:.3f}", row.detail.get("rate", ""))
     return table
 
 

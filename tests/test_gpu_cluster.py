@@ -27,6 +27,8 @@ def test_the_source_has_every_kernel(kernel: str) -> None:
     assert f"{kernel}_##BLOCKS" in source()
     assert f"exchange<BLOCKS, {cluster.ROWS}, {cluster.UNITS}>" in source()
     assert f"__launch_bounds__({cluster.THREADS}, 1)" in source()
+    assert 2 * 4 * cluster.WORDS < cluster.SHARED  # the two places
+    assert 2 * cluster.SHARED > 227 * 1024  # no multiprocessor has two blocks
 
 
 @pytest.mark.parametrize("blocks", cluster.BLOCKS)

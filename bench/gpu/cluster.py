@@ -28,7 +28,8 @@ STEPS = 10_000
 CHECKED = 1_000
 THREADS = 256
 LEAST_CAPABILITY = (9, 0)
-NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # a CUfunction_attribute
+SHARED = 120 << 10  # bytes of shared memory, so many that each block has a multiprocessor to itself, as a layer's has
+MAX_DYNAMIC_SHARED_SIZE_BYTES, NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 8, 14  # of CUfunction_attribute
 
 
 def rows(seconds: float, steps: int = STEPS) -> Iterator[Row]:
@@ -114,12 +115,12 @@ class Kernels:
         function = ctypes.c_void_p()
         self._call("cuModuleGetFunction", ctypes.byref(function), self.module, f"{kernel}_{blocks}".encode())
         self._call("cuFuncSetAttribute", function, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+        self._call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, SHARED)
         sums = torch.zeros(blocks, dtype=torch.int32, device=contestants.DEVICE)
         arguments = (ctypes.c_int(steps), ctypes.c_void_p(sums.data_ptr()))
         pointers = (ctypes.c_void_p * 2)(*(ctypes.addressof(argument) for argument in arguments))
-        shared = 2 * WORDS * 4 if kernel == "exchange" else 0
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        sizes = (blocks, 1, 1, THREADS, 1, 1, shared)
+        sizes = (blocks, 1, 1, THREADS, 1, 1, SHARED)
         self._call("cuLaunchKernel", function, *sizes, stream, pointers, None)
         return sums
 

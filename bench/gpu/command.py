@@ -113,7 +113,7 @@ def measured(
         try:
             for row in least() if part in selection.parts else ():
                 if row.times:
-                    took = f"{1e6 * row.times['torch'].median:.2f} us {row.detail.get('rate', '')}"
+                    took = f"{1e6 * row.times['torch'].median:.3f} us {row.detail.get('rate', '')}"
                     print(f"{row.detail['what']}: {took}", flush=True)
                 else:
                     problems.append(row.detail["not_measured"])

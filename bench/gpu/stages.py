@@ -98,7 +98,7 @@ def _measure(*arguments: str) -> Callable[[Known], list[Command]]:
     """``python -m bench gpu``, which begins nothing more when a part of the time is left."""
 
     def commands(known: Known) -> list[Command]:
-        minutes = f"{max(known.seconds - 12, 0.6 * known.seconds) / 60:.2f}"
+        minutes = f"{max(known.seconds - 16, 0.6 * known.seconds) / 60:.2f}"  # since torch was imported
         files = ("--append", "--out", str(known.rows), "--left-out", str(known.left_out_file))
         return [_module(known, "measure", "bench", "gpu", "--minutes", minutes, *files, *arguments, *known.arguments)]
 
