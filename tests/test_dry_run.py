@@ -46,9 +46,10 @@ def test_both_calls_go_through(tmp_path: Path, capsys: pytest.CaptureFixture[str
     cache = ended.pop("versions")
     assert cache in ("passed", "cache (1)")  # whether kernels were compiled before
     assert cache == "passed" or "precompile: miss: " in printed
-    assert ended == {"smoke": "passed", "barrier": "passed", "lstm": "passed", "lstm-graphs": "passed",
-                     "tests": "pytest (1)"}, printed  # fmt: skip
-    assert {"versions", *ended} == {group.name for group in FIRST}
+    tests = {"tests": "pytest (1)"}
+    assert ended == {group.name: tests.get(group.name, "passed") for group in FIRST if group.name != "versions"}, (
+        printed
+    )
     for strategy in STRATEGIES:
         for cell in ("lstm", "gru"):
             assert f"smoke: {strategy}, {cell}: right" in printed
