@@ -10,6 +10,7 @@ ARGS ?=
 
 BIN := .venv/bin
 CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h))
+C_FILES := $(wildcard bench/gpu/desk/*.c)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -54,15 +55,15 @@ bench: .venv/built
 lint: .venv/built
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(C_FILES)
 	@rm -rf build/types/fastrnn && mkdir -p build/types/fastrnn
-	@cd build/types/fastrnn && ln -s ../../../fastrnn/* ../../../kernels .
+	@cd build/types/fastrnn && ln -sfn ../../../fastrnn/* ../../../kernels .
 	@cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 format: .venv/built
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
-	@$(BIN)/clang-format -i $(CXX_FILES)
+	@$(BIN)/clang-format -i $(CXX_FILES) $(C_FILES)
 
 clean:
 	rm -rf .venv-triton-* build dist fastrnn.egg-info fastrnn/_C.*.so .venv/built .pytest_cache .ruff_cache .hypothesis

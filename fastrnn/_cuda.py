@@ -5,7 +5,10 @@ torch's current stream there.
 """
 
 from dataclasses import replace
+from functools import cache, lru_cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,15 +56,19 @@ def _plan(
     if not HAS_TRITON:
         raise RuntimeError("fastrnn: the engine for CUDA tensors needs Triton: pip install triton")
     steps, batch = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
-    work = Work(
-        *(cell, steps, batch, x.shape[-1], weights[1].shape[-1], x.dtype),
-        directions=2 if bidirectional else 1,
-        trains=trains,
-        packed=batch_sizes is not None or lengths is not None,
-        tf32=tf32_allowed(x.dtype),
-        tf32_products=tf32_products(x.dtype),
-    )
+    sizes = (steps, batch, x.shape[-1], weights[1].shape[-1])
+    varied = batch_sizes is not None or lengths is not None
+    roundings = (tf32_allowed(x.dtype), tf32_products(x.dtype))
+    work = _work(cell, *sizes, x.dtype, 2 if bidirectional else 1, 1, trains, varied, *roundings)
     return plan_kernels(work, facts_of(x.device))
+
+
+_work = lru_cache(1024)(Work)  # which takes longer to make than to find
+
+
+@cache  # nor does a look at what was imported take nothing
+def _kernels() -> ModuleType:
+    return import_module("fastrnn.kernels.layer")
 
 
 def layer(*args: Any) -> Outputs:
@@ -86,9 +93,8 @@ def layer_forward(
     """``fastrnn::layer_forward``, and without a tape where ``tape`` is ``"none"``."""
     with torch.cuda.device(x.device):
         plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, tape != "none")
-        from fastrnn.kernels.layer import forward
-
-        return forward(plan, cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset, tape, cells)
+        layers = (x, h0, c0, weights, bidirectional, batch_sizes, lengths)
+        return _kernels().forward(plan, cell, *layers, reset, tape, cells)  # type: ignore[no-any-return]
 
 
 def layer_backward(
@@ -109,10 +115,8 @@ def layer_backward(
     """``fastrnn::layer_backward``."""
     with torch.cuda.device(x.device):
         plan = _plan(cell, x, weights, bidirectional, batch_sizes, lengths, trains=True)
-        from fastrnn.kernels.layer import backward
-
         layers = (x, h0, c0, weights, bidirectional, batch_sizes, lengths)
-        return backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)
+        return _kernels().backward(plan, cell, dy, dh_n, dc_n, dcells, *layers, *rest)  # type: ignore[no-any-return]
 
 
 torch.library.impl("fastrnn::layer", "cuda", layer)

@@ -13,6 +13,8 @@ from torch import Tensor
 from fastrnn.kernels.tables import tables
 from fastrnn.reference import CELLS, Cell, compute_dtype
 
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # of each direction
+
 
 @dataclass(frozen=True)
 class Call:
@@ -90,9 +92,9 @@ class Call:
             raise RuntimeError(f"w_hh: expected 2 dimensions, got {weights[1].dim()}")
         hidden, each = weights[1].shape[1], len(weights) // directions
         rows = spec.gates * hidden
-        shapes = {"w_ih": (rows, x.shape[-1]), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
-        for w, (name, shape) in zip(weights, [*shapes.items()][:each] * directions, strict=True):
-            _check_tensor(name, w, shape, x.dtype)
+        shapes = ((rows, x.shape[-1]), (rows, hidden), (rows,), (rows,))
+        for k, w in enumerate(weights):
+            _check_tensor(WEIGHTS[k % each], w, shapes[k % each], x.dtype)
         first: tuple[int, ...] | None = None
         first_row: Tensor | None = None
         if batch_sizes is None:
@@ -165,7 +167,8 @@ class Call:
         size = self.directions * self.batch * self.hidden
         if h is None and c is None and self.compute != self.x.dtype and size * self.compute.itemsize % 16 == 0:
             both = self.x.new_zeros((2, self.directions, self.batch, self.hidden), dtype=self.compute)
-            return both[0], both[1]
+            first, second = both.unbind()
+            return first, second
         return self.carried(h), self.carried(c)
 
 

@@ -149,9 +149,10 @@ def backward(
         BACKWARD[plan.strategy](plan, call, gates, state, c_before, dy, dcells, dpre, dh, dc, s0, s1, whole=not again)
         for d in range(call.directions):
             lo, hi = call.span(d, s0, s1)
-            sent = dpre[d, : hi - lo]
+            sent = _rows(dpre[d], 0, hi - lo)
             if need_x:
-                multiply(sent[:, : call.gates * call.hidden], call.w_ih[d], dx[lo:hi], add=meet or d > 0)
+                products = _columns(sent, call.gates * call.hidden)
+                multiply(products, call.w_ih[d], _rows(dx, lo, hi), add=meet or d > 0)
             if need_weights:
                 before = (
                     [(sent, h_before[d, : hi - lo])] if h_before is not None else _shifted(call, d, sent, y, lo, hi)
@@ -178,8 +179,7 @@ def _check_saved(
     tape_kind: str,
 ) -> None:
     """What autograd hands back must be what forward gave."""
-    all_steps = (*call.rows_shape, call.directions * call.hidden)
-    one = (call.directions, call.batch, call.hidden)
+    all_steps, one = (*call.rows_shape, call.directions * call.hidden), (call.directions, call.batch, call.hidden)
     expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         *(("dy", dy, all_steps), ("dcells", dcells, all_steps), ("dh_n", dh_n, one), ("dc_n", dc_n, one)),
         ("y", y, all_steps),
@@ -191,8 +191,18 @@ def _check_saved(
     if tape_kind == "lean" and call.cell.has_c:
         expected.append(("tape", tape, (call.directions, cdiv(call.steps, LEAN_CHUNK), call.batch, call.hidden)))
     for name, t, shape in expected:
-        if t is not None and tuple(t.shape) != shape:
+        if t is not None and t.shape != shape:
             raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(t.shape)}")
+
+
+def _rows(t: Tensor, start: int, stop: int) -> Tensor:
+    """``t[start:stop]``, without an operator where that is all of it."""
+    return t if stop - start == t.shape[0] else t[start:stop]
+
+
+def _columns(t: Tensor, count: int) -> Tensor:
+    """``t[:, :count]``, likewise."""
+    return t if count == t.shape[1] else t[:, :count]
 
 
 def _chunk_steps(call: Call, per_unit: int, multiple: int = 1) -> int:
@@ -206,13 +216,13 @@ def _input_product(call: Call, pre: Tensor, s0: int, s1: int, whole: bool) -> No
     for d in range(call.directions):
         lo, hi = call.span(d, s0, s1)
         start = lo if whole else 0
-        out = pre[d, start : start + hi - lo, : call.gates * call.hidden]
-        multiply(call.x[lo:hi], call.w_ih[d].t(), out)
+        out = _columns(_rows(pre[d], start, start + hi - lo), call.gates * call.hidden)
+        multiply(_rows(call.x, lo, hi), call.w_ih[d].t(), out)
 
 
 def _alive_rows(call: Call, lo: int, hi: int) -> Tensor:
     """The rows of x; zero behind the sequences' ends, where x may hold anything, even NaN."""
-    x = call.x[lo:hi]
+    x = _rows(call.x, lo, hi)
     if call.lengths is None or call.first is not None:
         return x
     t = torch.arange(lo // call.batch, hi // call.batch, device=x.device)
@@ -260,7 +270,9 @@ def _shifted(call: Call, d: int, dpre: Tensor, y: Tensor, lo: int, hi: int) -> l
     Of a dense layout without resets: those of the step before in ``y``, and ``h0`` where a sequence begins.
     """
     batch, pairs = call.batch, []
-    after = y.view(call.rows, -1)[:, d * call.hidden : (d + 1) * call.hidden]
+    after = y.view(call.rows, -1)
+    if call.directions > 1:
+        after = after[:, d * call.hidden : (d + 1) * call.hidden]
     from_row, to_row = (max(lo, batch), hi) if d == 0 else (lo, min(hi, call.rows - batch))
     if from_row < to_row:
         back = batch if d == 0 else -batch
@@ -290,7 +302,7 @@ class _WeightGradients:
 
     def add(self, dpre: Tensor, before: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> None:
         """A chunk: ``dpre (n, W*H), x (n, I)``, and rows of dpre with the states before: ``(m, W*H)``, ``(m, H)``."""
-        self.w_ih = self._sum(dpre[:, : self.call.gates * self.call.hidden], x, self.w_ih)
+        self.w_ih = self._sum(_columns(dpre, self.call.gates * self.call.hidden), x, self.w_ih)
         for rows, h_before in before:
             self.w_hh = [
                 self._sum(part, h_before, into) for part, into in zip(self._recurrent(rows), self.w_hh, strict=True)

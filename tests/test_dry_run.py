@@ -17,8 +17,9 @@ from bench.gpu.stages import FIRST, SECOND
 from bench.gpu.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
-# The one that fails: it waits for tensors to lie where others lay, as torch's own cache of a GPU's memory has it.
-FAILS = "tests/test_cuda.py::test_recorded_launches"
+# Those that fail, for no kernel runs: one waits for tensors to lie where others lay, as torch's own cache of a GPU's
+# memory has it, one for a fault.
+FAIL = ("tests/test_cuda.py::test_recorded_launches", "tests/test_tune_cuda.py::test_a_fault_of_the_gpu")
 
 
 def call(which: str, tmp_path: Path) -> tuple[dict[str, str], list[results.Row], str]:
@@ -45,16 +46,18 @@ def test_both_calls_go_through(tmp_path: Path, capsys: pytest.CaptureFixture[str
     cache = ended.pop("versions")
     assert cache in ("passed", "cache (1)")  # whether kernels were compiled before
     assert cache == "passed" or "precompile: miss: " in printed
-    assert ended == {"smoke": "passed", "barrier": "passed", "lstm": "passed", "lstm-graphs": "passed",
-                     "tests": "pytest (1)"}, printed  # fmt: skip
-    assert {"versions", *ended} == {group.name for group in FIRST}
+    tests = {"tests": "pytest (1)"}
+    assert ended == {group.name: tests.get(group.name, "passed") for group in FIRST if group.name != "versions"}, (
+        printed
+    )
     for strategy in STRATEGIES:
         for cell in ("lstm", "gru"):
             assert f"smoke: {strategy}, {cell}: right" in printed
-    (failed,) = {line.strip() for line in (tmp_path / "known" / "failed-tests.txt").read_text().splitlines()}
-    assert failed.startswith(FAILS)
+    failed = (tmp_path / "known" / "failed-tests.txt").read_text().splitlines()
+    assert failed
+    assert all(test.startswith(FAIL) for test in failed), printed
     seconds, more, printed = call("second", tmp_path)
-    again = {"again": "pytest (1)", "memcheck": "memcheck (1)"}  # that test
+    again = {"again": "pytest (1)", "memcheck": "memcheck (1)"}  # those tests
     assert seconds == {group.name: again.get(group.name, "passed") for group in SECOND}, printed
     for row in (*rows, *more):
         assert row.times, row.detail

@@ -15,6 +15,9 @@
 * :mod:`bench.gpu.command`: the command, which ends in time and says what it left out
 * :mod:`bench.gpu.stages`, :mod:`bench.gpu.running`: the groups of the two calls, and how they are run
 * :mod:`bench.gpu.versions`, :mod:`bench.gpu.smoke`: what comes first in them
+* :mod:`bench.gpu.precompile`: the kernels of all that (:mod:`bench.gpu.wanted`) compiled without a GPU, with their
+  launchers (:mod:`bench.gpu.launchers`), and carried to one (:mod:`bench.gpu.carried`)
+* :mod:`bench.gpu.desk`: a machine without a GPU taken for one with an H100, to prove all of this at
 * :mod:`bench.gpu.decide`: records, constants, targets and tables from rows
 
 The rows are those of the CPU's benchmarks, with a device in their provenance, so that ``report`` and ``plot`` show

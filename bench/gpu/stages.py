@@ -124,7 +124,7 @@ def _on_workers(workers: int, seconds: float) -> list[str]:
 def files_with_gpu_tests() -> list[str]:
     """Of the tests, as pytest takes them; others are not collected."""
     paths = sorted((ROOT / "tests").glob("test_*.py"))
-    return [f"tests/{path.name}" for path in paths if "\n@pytest.mark.gpu\n" in path.read_text(encoding="utf-8")]
+    return [f"tests/{path.name}" for path in paths if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def chosen_tests(left_out: Sequence[str]) -> str:

@@ -101,6 +101,8 @@ def test_batch_tiles_that_end_early_and_begin_late() -> None:
         assert_accurate(found_in(problem, 3, everywhere=False, tape=tape), theirs, true)
 
 
+PUT = "exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)"
+ARRIVE = "exchange.arrive(counter_ptr, EXCHANGE)"
 MUTANTS = {
     "no barrier": (
         grid,
@@ -112,8 +114,8 @@ MUTANTS = {
     "one counter for all": (grid, "counter_ptr += (tile * D + d) * APART", "counter_ptr += 0"),
     "arrives too early": (
         grid,
-        "        exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)\n        exchange.arrive(counter_ptr, EXCHANGE)\n",
-        "        exchange.arrive(counter_ptr, EXCHANGE)\n        exchange.put(there + flat, tf32.rounded(h, PRECISION), mask, EXCHANGE)\n",
+        f"        {PUT}\n        {ARRIVE}\n",
+        f"        {ARRIVE}\n        {PUT}\n",
     ),
     "no barrier backward": (
         grid_backward,

@@ -144,10 +144,17 @@ def stream(given: Stream | None) -> Iterator[None]:
         here.stream = before
 
 
-@contextmanager
-def on_device(device: object) -> Iterator[None]:
+class OnDevice:
     """As :class:`torch.cuda.device`, of which there is one."""
-    yield
+
+    def __init__(self, device: object) -> None:
+        _index(device.get_device() if isinstance(device, torch.Tensor) else device)
+
+    def __enter__(self) -> None:
+        """It is the current one."""
+
+    def __exit__(self, *_: object) -> None:
+        """It stays so."""
 
 
 class Graph:
@@ -219,9 +226,9 @@ def _synchronize(device: object = None) -> None:
 
 
 def _index(device: object = None) -> None:
-    """Check that it is the device that there is."""
+    """Check that it is the device that there is, or a tensor's on the host, which asks for none."""
     index = device if isinstance(device, int) else 0 if device is None else torch.device(device).index  # type: ignore[call-overload]
-    if index not in (0, None):
+    if index not in (0, -1, None):
         raise RuntimeError("CUDA error: invalid device ordinal")
 
 
@@ -247,8 +254,8 @@ CUDA: dict[str, Any] = {
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "set_device": _index,
-    "device": on_device,
-    "device_of": on_device,
+    "device": OnDevice,
+    "device_of": OnDevice,
     "get_device_properties": _properties,
     "get_device_name": lambda device=None: _properties(device).name,
     "get_device_capability": lambda device=None: (_properties(device).major, _properties(device).minor),
@@ -268,6 +275,8 @@ CUDA: dict[str, Any] = {
     "max_memory_allocated": lambda device=None: memory.peak(),
     "max_memory_reserved": lambda device=None: memory.peak(),
     "reset_peak_memory_stats": lambda device=None: memory.reset_peak(),
+    "get_per_process_memory_fraction": lambda device=None: 1.0,
+    "set_per_process_memory_fraction": lambda fraction, device=None: None,
     "mem_get_info": lambda device=None: (PROPERTIES.total_memory - memory.allocated(), PROPERTIES.total_memory),
 }
 CUDNN_MODULE: dict[str, Any] = {

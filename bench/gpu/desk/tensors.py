@@ -257,8 +257,17 @@ def _made(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
+_modes = torch._C._len_torch_dispatch_stack
+
+
 def install() -> None:
-    """Enter the mode, for good, in this thread and in those that begin later."""
+    """Enter the mode, for good, in this thread and in those that begin later.
+
+    Nobody is to take it for a compiler's or an exporter's. It stands for the device; only ways past the dispatcher are
+    closed, as while a profiler looks on.
+    """
+    torch._C._len_torch_dispatch_stack = lambda: max(0, _modes() - 1)
+    torch._C._autograd._profiler_enabled = lambda: True
     Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.numpy = to, _to_host, _to_device, _as_array  # type: ignore[assignment, method-assign]
     Tensor.device = property(_place)  # type: ignore[assignment]
     Tensor.is_cuda = property(lambda t: holds(t) or _is_cuda.__get__(t))  # type: ignore[assignment, attr-defined]
