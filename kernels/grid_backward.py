@@ -66,14 +66,15 @@ def idle_backward(dpre_ptr, zeros, from_s, to_s, d, T, B, local, at, mask, H: tl
 
 
 @triton.constexpr_function
-def chains(rows, units, split, ordinary):
+def chains(gates, rows, units, split, ordinary):
     """How many sums the products are added to in turns, so that few of them wait for the one before.
 
-    As many as leave matrix units little time, and spill no register. Ordinary units have a product at hand in any case.
+    As many as leave matrix units little time, and spill no register. Ordinary units have a product at hand in any case,
+    and of one gate there are few.
     """
-    if ordinary:
+    if ordinary or gates == 1:
         return 1
-    if split == 1:  # each warp has one product, or a part of it, at a time
+    if split == 1 and rows * units <= 512:  # each warp has one product, or a part of it, at a time
         return 4
     return 2 if rows * units <= 128 else 1
 
@@ -91,7 +92,7 @@ def multiply_shared(
     G: tl.constexpr = 3 if CELL == "gru" else W
     PARTS: tl.constexpr = (H + SPLIT * BK - 1) // (SPLIT * BK)
     dtype: tl.constexpr = step_ptr.dtype.element_ty
-    CHAINS: tl.constexpr = chains(BB, BU, SPLIT, dtype.primitive_bitwidth > 16 and PRECISION == "ieee")
+    CHAINS: tl.constexpr = chains(G, BB, BU, SPLIT, dtype.primitive_bitwidth > 16 and PRECISION == "ieee")
     sums = (no_sums(BB, BU, SPLIT, compute),) * CHAINS
     PACK: tl.constexpr = exchange.packed(dtype, H, EXCHANGE)
     HP: tl.constexpr = H // PACK
@@ -257,6 +258,8 @@ def takes_all_registers(plan: Plan, gates: int, hidden: int, itemsize: int) -> b
     Known from compilation: those for which it must not would spill if they did, and some of the others if they did not,
     to have room for a second program on a multiprocessor.
     """
+    if plan.held == "registers":
+        return plan.tile * plan.units <= 256 or gates * hidden <= model.FEW_WEIGHTS
     ordinary = itemsize == 4 and plan.precision == "ieee" and (gates > 1 or plan.units <= 8)
     if plan.split == 1 or (ordinary and gates * hidden <= 3072):
         return False

@@ -64,6 +64,9 @@ FOUR_WARPS_WIDTH, FOUR_WARPS_SUMS = 256, 256  # the most units, and the most row
 THREADS = 256  # of a program whose warps share rows and units, and not the sum
 MOST_HIDDEN = 1024
 MULTIPLYING = 0.8  # part of a stepwise kernel's instructions where ordinary units multiply, as compiled
+# Gates times H up to which the weights of 16 units leave registers enough. Beyond it, 32 rows beside them spill unless
+# the assembler finds its own number of registers, and the next gate's gradients are read ahead.
+FEW_WEIGHTS = 2048
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ def spreads(
             if not shape.split:
                 warps = THREADS // (64 if vendor == "amd" else 32)
             split = warps if shape.split else 1
-            stages = 2 if tile * units <= 256 else 1  # two of them spill there
+            stages = 2 if tile * units <= 256 or (held == "registers" and gates * hidden > FEW_WEIGHTS) else 1
             length = cdiv(hidden, split * shape.depth) * split * shape.depth
             state, sums = itemsize * length * tile, 4 * split * tile * units
             if held == "registers":

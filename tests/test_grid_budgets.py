@@ -17,6 +17,7 @@ from rig.ptx import check_grid_barrier, check_polling
 
 from bench import kernels
 from bench.aot import compile_kernel
+from bench.assembly import SASS, Listing
 from fastrnn.reference import CELLS
 
 pytestmark = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="other compilers make other code")
@@ -173,6 +174,12 @@ BUDGETS = {
     ("grid_forward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(166, 17, 15, 16),
     ("grid_backward/gru/bf16/512/all/16 rows, 8 units, data polled", "sm_90"): Budget(162, 39, 35, 12),
 }
+CHAINS = {  # the most products of a step of which each waits for the one before
+    ("gluon_grid_backward/lstm/bf16/512/all/16 rows, 16 units", "sm_90"): 8,
+    ("gluon_grid_backward/lstm/bf16/1024/all/16 rows, 16 units", "sm_90"): 32,
+    ("grid_backward/lstm/bf16/1024/all/16 rows, 8 units", "sm_90"): 16,
+    ("grid_backward/lstm/bf16/1024/all/32 rows, 16 units", "sm_90"): 64,
+}
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
 POLLED = [which for which in BUDGETS if "polled" in which[0]]
 
@@ -222,9 +229,22 @@ def test_weights_are_read_before_the_loop(which: Which) -> None:
     assert row.report.whole.global_loads - row.report.loop("outermost").global_loads >= least
 
 
+@pytest.mark.parametrize("which", CHAINS, ids=" ".join)
+def test_few_products_wait_for_one_another(which: Which) -> None:
+    listing = Listing(compiled(which).report.assembly, SASS)
+    length: dict[str, int] = {}  # of the chain that ends in a register
+    longest = 0
+    for index in sorted(listing.loops[0]):
+        instruction = listing.instructions[index]
+        operands = [operand.strip().split(".")[0] for operand in instruction.operands.split(",")]
+        length[operands[0]] = length.get(operands[-1], 0) + 1 if "MMA" in instruction.opcode else 0
+        longest = max(longest, length[operands[0]])
+    assert longest == CHAINS[which]
+
+
 def test_a_kernel_whose_threads_have_too_many_registers_together_is_over_its_budget() -> None:
     """Sixteen warps cannot have 255 of them each, though the assembler hands them out."""
-    name, target = "gluon_grid_forward/lstm/bf16/512/all/64 rows, 8 units", "sm_90"
+    name, target = "gluon_grid_forward/lstm/bf16/512/all/32 rows, 16 units", "sm_90"
     (entry,) = (entry for entry in kernels.catalog() if entry.name == name and target in entry.targets)
     kernel, signature, constants = entry.kernel, entry.signature, entry.constants | {"SPLIT": 16}
     report = compile_kernel(kernel, signature, constants, target, num_warps=16, num_stages=1, **entry.options)

@@ -114,6 +114,21 @@ def test_layers_that_fit_a_grid_are_spread_over_it() -> None:
     assert choose(hidden=512, facts=replace(MI300, constants=model.UNMEASURED)).strategy == "stepwise"
 
 
+def test_fewer_programs_read_the_gradients_of_all_gates() -> None:
+    """Where weights are in registers, a program backward has 16 units: how many one has forward costs a step once."""
+    for hidden in (256, 512, 768, 1024):
+        chosen = choose(hidden=hidden, facts=KNOWN)
+        assert chosen.held == "registers"
+        assert model.backward_units(chosen.units, chosen.held) == 16
+    slow = replace(model.UNMEASURED, read_by_all=1e9)  # all else takes no time beside it
+    step = model.Step(4, 16, 512, 1, 2, True, 132)
+    state = 2 * 16 * 512 / 1e9  # read by one program
+    for units, held, programs in ((8, "registers", (64, 32)), (16, "registers", (32, 32)), (8, "shared", (64, 64))):
+        forward, backward = programs
+        took = model.grid_seconds(16, units, 1, held, step, slow)
+        assert took == pytest.approx(state * (forward + 4 * backward), rel=0.01)
+
+
 def test_the_model_is_asked_where_its_constants_were_measured() -> None:
     """And where cuDNN computes a layer by its standard algorithm."""
     chosen = choose(hidden=512, facts=KNOWN, beyond_torch=None)
