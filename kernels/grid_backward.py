@@ -256,13 +256,13 @@ def takes_all_registers(plan: Plan, gates: int, hidden: int, itemsize: int) -> b
     """Whether the assembler is to know that it may use them all (see :func:`barrier.options`).
 
     Known from compilation: those for which it must not would spill if they did, and some of the others if they did not,
-    to have room for a second program on a multiprocessor.
+    to have room for a second program on a multiprocessor; among these are those of ordinary products in turns.
     """
     if plan.held == "registers":
         return plan.tile * plan.units <= 256 or gates * hidden <= model.FEW_WEIGHTS
     ordinary = itemsize == 4 and plan.precision == "ieee" and (gates > 1 or plan.units <= 8)
     if plan.split == 1 or (ordinary and gates * hidden <= 3072):
-        return False
+        return plan.split > 1 and plan.groups > 0
     return itemsize == 2 or plan.units <= 8 or plan.stages > 1
 
 
