@@ -121,10 +121,10 @@ def test_fewer_programs_read_the_gradients_of_all_gates() -> None:
         assert chosen.held == "registers"
         assert model.backward_units(chosen.units, chosen.held) == 16
     slow = replace(model.UNMEASURED, read_by_all=1e9)  # all else takes no time beside it
-    step = model.Step(4, 16, 512, 1, 2, True, 132)
+    step = model.Step(4, 16, 512, 1, 2, True, H100.sm_count, H100.l2_bytes, True)
     state = 2 * 16 * 512 / 1e9  # read by one program
-    for units, held, programs in ((8, "registers", (64, 32)), (16, "registers", (32, 32)), (8, "shared", (64, 64))):
-        forward, backward = programs
+    for units, held, readers in ((8, "registers", (64, 32)), (16, "registers", (32, 32)), (8, "shared", (64, 64))):
+        forward, backward = readers
         took = model.grid_seconds(16, units, 1, held, step, slow)
         assert took == pytest.approx(state * (forward + 4 * backward), rel=0.01)
 

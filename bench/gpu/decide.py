@@ -132,6 +132,7 @@ def work_of(row: Row) -> Work:
         trains=case.mode == "training",
         packed=row.benchmark == "packed",
         tf32=row.detail.get("tf32") is True,
+        tf32_products=row.detail.get("tf32") is True,
     )
 
 
