@@ -71,7 +71,7 @@ def enter(mode: str = "compile", *, tensors: bool = True, results: bool = True) 
 
         on_device.install()
     if os.environ.get(SEEN):
-        recorded.write_at_exit(os.environ[SEEN])
+        recorded.write_to(os.environ[SEEN])
     _entered = True
     if os.environ.get(TINY):
         from bench.gpu.desk import tiny

@@ -1,6 +1,5 @@
 """What Triton was asked to launch; and, where nothing is to be compiled, something in the place of its compiler."""
 
-import atexit
 import json
 import os
 import time
@@ -30,6 +29,7 @@ class Seen(NamedTuple):
 
 
 _seen: dict[Seen, None] = {}
+_file: Path | None = None  # of what is launched
 launched: Counter[str] = Counter()  # by name, of kernels that were not compiled
 reachable: Callable[[int, Tensor], None] | None = None  # raises for what does not lie on the device
 
@@ -46,7 +46,12 @@ def watch() -> None:
     def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         specialization = json.loads(compile["specialization_data"])
         del specialization["options"]["extern_libs"]  # a path here; Triton finds its own
-        _seen[Seen(fn.module, fn.jit_function.fn.__name__, json.dumps(specialization))] = None
+        kernel = Seen(fn.module, fn.jit_function.fn.__name__, json.dumps(specialization))
+        if kernel not in _seen and _file is not None:
+            _file.parent.mkdir(parents=True, exist_ok=True)
+            with _file.open("a", encoding="utf-8") as file:
+                file.write(written([kernel]))
+        _seen[kernel] = None
         return False
 
     runtime.jit_cache_hook = hook
@@ -85,15 +90,10 @@ class Nothing:
             rest[2 + self.src.fn.arg_names.index("wrong_ptr")].zero_()
 
 
-def write_at_exit(folder: str) -> None:
-    """Have this process write what it launched, if anything, when it ends."""
-
-    def write() -> None:
-        if _seen:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f"{os.getpid()}-{time.time_ns()}.jsonl").write_text(written(seen()), encoding="utf-8")
-
-    atexit.register(write)
+def write_to(folder: str) -> None:
+    """Have this process write what it launches: at once, for it may be ended."""
+    global _file
+    _file = Path(folder) / f"{os.getpid()}-{time.time_ns()}.jsonl"
 
 
 def written(kernels: list[Seen]) -> str:
