@@ -18,12 +18,8 @@ from multiprocessing.connection import Connection
 from threading import Lock
 from typing import IO, Any, NamedTuple
 
-import torch
-
 from fastrnn._contest import Failed, Lost
-from fastrnn._settings import Settings, settings
-from fastrnn._worker import uuid_of
-from fastrnn.kernels.measured import Work
+from fastrnn._settings import Opening
 from fastrnn.kernels.plan import Plan
 
 LIMIT = 120.0  # seconds for a plan: most go to compiling, several kernels of up to 5 s each
@@ -31,15 +27,6 @@ OPENING = 300.0  # for a process to start, and torch's layer to compute the work
 ENDING = 10.0  # for a process that was told to end
 LONGEST = 300  # characters of what a process last said
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastrnn._worker import main; main({pipe})"
-
-
-class Opening(NamedTuple):
-    """What a process is to compute: the work, on a device that is known by an identity, with torch set so."""
-
-    work: Work
-    device: torch.device
-    uuid: str | None
-    settings: Settings
 
 
 class Running(NamedTuple):
@@ -167,11 +154,6 @@ class Elsewhere:
         if how != "done":
             raise Failed(value)
         return value
-
-
-def opening(work: Work, device: torch.device) -> Opening:
-    """The opening of a process that is to compute as this one does."""
-    return Opening(work, device, uuid_of(device), settings(device))
 
 
 def _why_ended(running: Running) -> str:

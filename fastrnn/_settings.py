@@ -1,9 +1,11 @@
-"""What torch is set to that has a part in how layers are computed on a GPU, to be the same in another process."""
+"""What another process needs to know to compute work as this one does: the device, and what torch is set to."""
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from fastrnn.kernels.measured import Work
 
 # Attributes of torch; which of them there are depends on its version.
 _NAMES = (
@@ -19,6 +21,27 @@ _NAMES = (
     "utils.deterministic.fill_uninitialized_memory",
 )
 Settings = dict[str, Any]
+
+
+class Opening(NamedTuple):
+    """What a process is to compute: the work, on a device that is known by an identity, with torch set so."""
+
+    work: Work
+    device: torch.device
+    uuid: str | None
+    settings: Settings
+
+
+def opening(work: Work, device: torch.device) -> Opening:
+    """That of a process which is to compute as this one does."""
+    return Opening(work, device, uuid_of(device), settings(device))
+
+
+def uuid_of(device: torch.device) -> str | None:
+    """What identifies a GPU to other processes, if it says so."""
+    if device.type != "cuda":
+        return None
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
 
 
 def settings(device: torch.device) -> Settings:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastrnn._contest import Here, Lost, words
-from fastrnn._settings import Settings, restore
+from fastrnn._settings import Settings, restore, uuid_of
 from fastrnn.kernels.measured import Work
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -66,13 +66,6 @@ def _opened(work: Work, device: torch.device, uuid: str | None, found: Settings)
         torch.cuda.set_device(device)
     restore(found, device)
     return Here(work, device)
-
-
-def uuid_of(device: torch.device) -> str | None:
-    """What identifies a GPU to other processes, if it says so."""
-    if device.type != "cuda":
-        return None
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
 
 
 def same_device(device: torch.device, uuid: str | None) -> torch.device:

@@ -21,13 +21,14 @@ import torch
 
 from fastrnn import _cuda
 from fastrnn._dynamo import tracing
+from fastrnn._settings import Opening, opening
 from fastrnn.kernels import measured, plan
 from fastrnn.kernels.graphs import capturing
 from fastrnn.kernels.measured import Record, Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, device_facts
 
 if TYPE_CHECKING:
-    from fastrnn._elsewhere import Elsewhere, Opening
+    from fastrnn._elsewhere import Elsewhere
 
 __all__ = ["autotune", "is_autotune_enabled"]
 
@@ -105,7 +106,7 @@ class _Entry:
     work: Work
     index: int
     facts: DeviceFacts
-    opening: "Opening"
+    opening: Opening
     state: str = TUNING
     why: str = ""
 
@@ -133,8 +134,6 @@ class _Tuner:
             if entry is None and self.failures < PATIENCE and _is_new(work, facts):
                 if capturing(device):
                     return None  # another call may come that is not
-                from fastrnn._elsewhere import opening
-
                 entry = _Entry(work, index, facts, opening(work, device))
                 self.queue.put(entry)
                 self._start()

@@ -140,7 +140,8 @@ def _tried_elsewhere(
 ) -> "Result":
     """What comes out of a piece of work in another process, with a last look at the chosen plan in this one."""
     from fastrnn._contest import Failed, Here, Lost, contest
-    from fastrnn._elsewhere import Elsewhere, opening
+    from fastrnn._elsewhere import Elsewhere
+    from fastrnn._settings import opening
 
     here: list[Here] = []
 

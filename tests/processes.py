@@ -19,7 +19,7 @@ def alive(number: int) -> bool:
     return state not in "ZX"
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait for something that happens in another thread or process."""
     end = time.monotonic() + seconds
     while not condition():

@@ -145,13 +145,13 @@ SCRIPT = """
     import os, sys, time
     sys.path.append({tests!r})
     import doubles, torch
-    from fastrnn import _contest, _elsewhere
+    from fastrnn import _elsewhere, _settings
     from fastrnn.kernels.measured import Work
 
     print("once", flush=True)
     _elsewhere.BOOT = doubles.BOOT
     work = Work("gru", 7, 3, 4, 5, torch.float32)
-    elsewhere = _elsewhere.Elsewhere(_elsewhere.opening(work, torch.device("cpu")))
+    elsewhere = _elsewhere.Elsewhere(_settings.opening(work, torch.device("cpu")))
     print(elsewhere.trial(None) > 0, flush=True)
     {then}
 """
@@ -214,11 +214,11 @@ def test_daemons_may_try_plans() -> None:
 
         def daemon():
             import torch
-            from fastrnn import _elsewhere
+            from fastrnn import _elsewhere, _settings
             from fastrnn.kernels.measured import Work
             _elsewhere.BOOT = doubles.BOOT
             work = Work("gru", 7, 3, 4, 5, torch.float32)
-            elsewhere = _elsewhere.Elsewhere(_elsewhere.opening(work, torch.device("cpu")))
+            elsewhere = _elsewhere.Elsewhere(_settings.opening(work, torch.device("cpu")))
             print(elsewhere.trial(None) > 0, flush=True)
             elsewhere.close()
 
