@@ -14,10 +14,10 @@ from bench import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = {  # launches and operators of torch's
-    ("grid", "inference"): (1, 21),
-    ("grid", "training"): (3, 62),
-    ("stepwise", "inference"): (0, 21),
-    ("stepwise", "training"): (2, 59),
+    ("grid", "inference"): (1, 19),
+    ("grid", "training"): (3, 54),
+    ("stepwise", "inference"): (0, 19),
+    ("stepwise", "training"): (2, 51),
 }
 
 
