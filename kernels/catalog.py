@@ -32,7 +32,7 @@ NUMBERS: dict[str, tuple[torch.dtype, bool, tuple[int, ...]]] = {
     "fp16": (torch.float16, False, (64, 128)),
     "fp64": (torch.float64, False, (32, 512)),
 }
-BATCH = 16
+BATCH, MOST_BATCH = 16, 1 << 14  # of the latter, tiles come in turns on every GPU
 GRID_NUMBERS, GRID_HIDDEN = ("bf16", "tf32", "fp32"), (256, 512, 768, 1024)
 # What else is asked for, of these cells: steps of batches in the thousands, or single ones, by numbers, H and B; and
 # grids, by numbers, H, and whether batch tiles come in turns.
@@ -114,10 +114,9 @@ def _more() -> Iterator[Entry]:
         for numbers, sizes, in_turns in MORE_GRIDS:
             dtype, tf32, _ = NUMBERS[numbers]
             for hidden in sizes:
-                for plan, targets in _grid_plans(cell, dtype, tf32, hidden):
+                for plan, targets in _grid_plans(cell, dtype, tf32, hidden, MOST_BATCH if in_turns else BATCH):
                     if TARGETS[targets[0]].vendor == "nvidia":
-                        name, turns = f"{cell.name}/{numbers}/{hidden}", replace(plan, groups=int(in_turns))
-                        yield from _grid(cell, dtype, name, "all", hidden, turns, targets)
+                        yield from _grid(cell, dtype, f"{cell.name}/{numbers}/{hidden}", "all", hidden, plan, targets)
 
 
 def _plans(
@@ -133,13 +132,17 @@ def _plans(
         yield plan, tuple(targets)
 
 
-def _grid_plans(cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int) -> Iterator[tuple[Plan, tuple[str, ...]]]:
-    """The same of the grid strategy: every plan that there is to choose from."""
+def _grid_plans(
+    cell: Cell, dtype: torch.dtype, tf32: bool, hidden: int, batch: int = BATCH
+) -> Iterator[tuple[Plan, tuple[str, ...]]]:
+    """The same of the grid strategy: every plan to choose from. The number of groups is no constant of a kernel."""
     found: dict[tuple[Plan, str], list[str]] = {}
     for target, facts in _targets(tf32):
-        sizes = (cell.gates, width(cell), BATCH, hidden, dtype.itemsize, 1)
-        for spread in model.spreads(facts.vendor, *sizes, facts.sm_count, facts.shared_memory_per_block):
+        sizes = (cell.gates, width(cell), batch, hidden, dtype.itemsize, 1)
+        limits = (facts.sm_count, facts.shared_memory_per_block)
+        for spread in model.spreads(facts.vendor, facts.capability, *sizes, *limits):
             plan = grid_plan(spread, "tf32" if tf32 else "ieee")
+            plan = replace(plan, groups=min(plan.groups, 1))
             found.setdefault((plan, facts.vendor), []).append(target)
     for (plan, _), targets in found.items():
         yield plan, tuple(targets)

@@ -76,6 +76,8 @@ class Shape:
     Attributes:
         tile, units: rows of the batch, and hidden units.
         most, most_of_fewer: the largest H of a cell of four gates, and of one of fewer.
+        most_in_turns: that of a cell of four gates whose batch tiles come in turns.
+        in_turns_from: the compute capability from which on they may.
         depth: of the sum, for each warp at a time.
         split: whether each warp has a part of the sum; else there are enough rows and units for all warps to share.
     """
@@ -84,6 +86,8 @@ class Shape:
     units: int
     most: int = MOST_HIDDEN
     most_of_fewer: int = MOST_HIDDEN
+    most_in_turns: int = MOST_HIDDEN
+    in_turns_from: tuple[int, int] = (0, 0)
     depth: int = 32
     split: bool = True
 
@@ -96,6 +100,8 @@ class Shape:
 #   twice as much at every step.
 # - 32 rows and 32 units in registers spill 164 bytes at H=384, and a GRU's 24 at H=512 on an A100; in shared memory 444
 #   at H=256, where the sum is split.
+# - In turns, forward, 16 rows and 16 units in registers spill 12 bytes at H=1024; on an A100 32 units 12 at H=384,
+#   and 32 rows and 32 units 48 at H=256.
 # - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
 # - On AMD's, where no plan goes by these yet, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where
 #   it is not. Float32 was not tried.
@@ -104,10 +110,10 @@ class Shape:
 SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {
     ("nvidia", 2, "registers"): (
         Shape(16, 8),
-        Shape(16, 16),
+        Shape(16, 16, most_in_turns=768),
         Shape(32, 16, most=768, most_of_fewer=768),
-        Shape(16, 32, most=512, most_of_fewer=512),
-        Shape(32, 32, most=256, most_of_fewer=256),
+        Shape(16, 32, most=512, most_of_fewer=512, most_in_turns=256),
+        Shape(32, 32, most=256, most_of_fewer=256, in_turns_from=(9, 0)),
     ),
     ("nvidia", 2, "shared"): (
         Shape(16, 8),
@@ -198,14 +204,23 @@ def backward_units(units: int, held: str) -> int:
 
 
 def spreads(
-    vendor: str, gates: int, width: int, batch: int, hidden: int, itemsize: int, directions: int, most: int, memory: int
+    vendor: str,
+    capability: tuple[int, int],
+    gates: int,
+    width: int,
+    batch: int,
+    hidden: int,
+    itemsize: int,
+    directions: int,
+    most: int,
+    memory: int,
 ) -> Iterator[Spread]:
     """Every way to spread W_hh over at most ``most`` programs with so many bytes of shared ``memory`` each.
 
     Where there are more batch tiles than groups of programs that hold all of it, the groups take them in turns.
 
     Args:
-        vendor: of the device.
+        vendor, capability: of the device.
         gates, width: G, and W, the pre-activations of a unit.
         batch, hidden, directions: B, H, D.
         itemsize: bytes of an element.
@@ -219,6 +234,8 @@ def spreads(
             if group > most or hidden > (shape.most if gates > 3 else shape.most_of_fewer):
                 continue
             turns = cdiv(tiles, most // group)
+            if turns > 1 and (capability < shape.in_turns_from or (gates > 3 and hidden > shape.most_in_turns)):
+                continue
             at_once = cdiv(tiles, turns)  # as few as need no more turns: fewer read from the same cache
             warps = 4 if hidden <= FOUR_WARPS_WIDTH and tile * units <= FOUR_WARPS_SUMS else 8
             if not shape.split:

@@ -300,7 +300,7 @@ def _spreads(work: Work, facts: DeviceFacts) -> Iterator[model.Spread]:
         return
     spec, limits = CELLS[work.cell], (facts.sm_count, facts.shared_memory_per_block)
     sizes = (spec.gates, max(spec.tape, 1), work.batch, work.hidden, work.dtype.itemsize, work.directions)
-    yield from model.spreads(facts.vendor, *sizes, *limits)
+    yield from model.spreads(facts.vendor, facts.capability, *sizes, *limits)
 
 
 def _grid_or(other: Plan, work: Work, facts: DeviceFacts) -> Plan:

@@ -153,7 +153,8 @@ def test_the_model_is_asked_where_its_constants_were_measured() -> None:
 
 def can_be_spread(facts: DeviceFacts, cell: str, batch: int, hidden: int, itemsize: int) -> bool:
     sizes = (CELLS[cell].gates, max(CELLS[cell].tape, 1), batch, hidden, itemsize, 1)
-    return any(model.spreads(facts.vendor, *sizes, facts.sm_count, facts.shared_memory_per_block))
+    limits = (facts.sm_count, facts.shared_memory_per_block)
+    return any(model.spreads(facts.vendor, facts.capability, *sizes, *limits))
 
 
 def test_how_far_a_grid_goes() -> None:
@@ -472,7 +473,7 @@ def test_memory_of_plans_has_an_end(monkeypatch: pytest.MonkeyPatch, walks: list
 
 
 def test_where_all_is_forced_nothing_is_walked_over(walks: list[object]) -> None:
-    (spread,) = {type(s) for s in model.spreads("nvidia", 4, 4, 16, 512, 2, 1, 132, 227 * 1024)}
+    (spread,) = {type(s) for s in model.spreads("nvidia", (9, 0), 4, 4, 16, 512, 2, 1, 132, 227 * 1024)}
     walks.clear()
     usual = choose(hidden=512, facts=KNOWN)
     assert len(walks) == 1

@@ -166,7 +166,7 @@ def _rest(seconds: float, found: Found) -> list[Row]:
 def _rest_in_registers(seconds: float, found: Found) -> list[Row]:
     facts = _facts()
     limits = (facts.sm_count, facts.shared_memory_per_block)
-    spreads = model.spreads(facts.vendor, GATES, GATES, BATCH, SPREAD, 2, 1, *limits)
+    spreads = model.spreads(facts.vendor, facts.capability, GATES, GATES, BATCH, SPREAD, 2, 1, *limits)
     spread = next((spread for spread in spreads if spread.held == "registers"), None)
     if spread is None:
         raise LookupError(f"no way to spread H={SPREAD} holds weights in registers")
