@@ -4,8 +4,8 @@ For tf32 a matrix unit takes the upper 19 bits of a float32 and cuts off the oth
 are. So each factor would be too near to zero, by 0.035 % on average, all of them in the same way: that adds up through
 time, to three to five times the error of the same layer with factors that are rounded. Weights are rounded when they
 are loaded or, where that is at every step, before. States are rounded where they are few: in a resident program, and
-in those that send them to others (a state that a launch begins with is cut off there, for a step). Where there is too
-much to go through, factors are cut off, and the product makes up for what that takes off on average.
+before they are sent to others. Where there is too much to go through, factors are cut off, and the product makes up for
+what that takes off on average.
 """
 
 import torch
