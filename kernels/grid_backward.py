@@ -284,11 +284,11 @@ def backward(
     """As :func:`fastrnn.kernels.resident.backward`."""
     plan = backward_plan(plan)
     columns = call.w_hh.transpose(1, 2).contiguous()  # sums along memory: the way that matrix units want factors
-    step_bytes = call.directions * call.batch * dpre[0, 0].nbytes
+    step_bytes = call.directions * call.batch * dpre.shape[2] * dpre.element_size()
     for a, b in reversed(exchange.launches(plan.exchange, s0, s1, step_bytes, dpre.device)):
         start, rows = rows_from(call, a, b, s0, s1, dpre.shape[1])
         own = rows_behind(dpre, start)
-        for d in range(call.directions):
+        for d in range(call.directions if plan.exchange == "data" else 0):
             lo, hi = call.span(d, a, b)
             exchange.prepare(plan.exchange, own.view(-1, dpre.shape[2])[d * rows :][: hi - lo])
         launch(
