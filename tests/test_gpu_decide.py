@@ -79,7 +79,7 @@ def test_records_are_what_plans_go_by(
     monkeypatch.setattr(measured, "GPUS", stem.parent)
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "nothing"))
     attributes = list(CHOICES["fastrnn grid"])
-    inference, training = measured.of_gpu(MADE_UP.name, attributes)
+    inference, training = measured.of_gpu(MADE_UP.name, MADE_UP.processors, attributes)
     work = Work("lstm", 128, 16, 512, 512, torch.bfloat16)
     assert (inference.work, training.work) == (work, replace(work, trains=True))
     assert dict(inference.seconds) == pytest.approx({"torch": 300e-6, "stepwise": 200e-6, "grid": 100e-6})
@@ -90,7 +90,8 @@ def test_records_are_what_plans_go_by(
     assert (chosen.strategy, chosen.exchange) == ("grid", "data")
     assert plan.plan(replace(work, trains=True), facts).strategy == "torch"
     on = json.loads(stem.with_suffix(".jsonl").read_text().splitlines()[0])["on"]
-    assert on == {"gpu": MADE_UP.name, "driver": "580", "torch": "2", "triton": "3.6.0", "fastrnn": "0"}
+    of_device = {"gpu": MADE_UP.name, "multiprocessors": str(MADE_UP.processors), "driver": "580"}
+    assert on == of_device | {"torch": "2", "triton": "3.6.0", "fastrnn": "0"}
 
 
 def test_records_of_other_work_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,7 @@ def on_of(row: Row) -> dict[str, str]:
         raise ValueError(f"expected a row of a GPU, got one of {by.cpu}")
     return {
         "gpu": device.name,
+        "multiprocessors": str(device.processors),
         "driver": device.driver,
         "torch": by.torch,
         "triton": device.triton,
