@@ -85,6 +85,7 @@ def test_a_constant_of_the_model_is_measured(name: str) -> None:
             "launch": took,
             "read": 4 * ((1 << 20) - 16) / longer,
             "read_by_all": 4 * ((1 << 20) - 16) / longer,
+            "memory": 2 * latency.COPIED / took,
             "shared": 4 * 64 / took,
             "matrix": 8 * 16**3 / took,
             "ordinary": 8 * 16**3 / took,
