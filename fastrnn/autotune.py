@@ -212,6 +212,7 @@ _observing = threading.local()
 def _forget() -> None:
     """In the child of a fork, which has the thread's parent's memory but not the thread."""
     global _tuner
+    atexit.unregister(_tuner.end)  # which could wait for a lock that nobody gives back, and the process is the parent's
     _tuner = _Tuner()
 
 

@@ -121,7 +121,7 @@ class Call:
             h0=None if h0 is None else h0.contiguous(),
             c0=None if c0 is None or not spec.has_c else c0.contiguous(),
             w_ih=tuple(weights[::each]),
-            w_hh=torch.stack([*weights[1::each]]) if bidirectional else weights[1].contiguous().unsqueeze(0),
+            w_hh=torch.stack([*weights[1::each]]) if bidirectional else _aligned(weights[1]).unsqueeze(0),
             biases=tuple((*weights[k + 2 : k + each],) for k in range(0, len(weights), each)),
             steps=steps,
             batch=batch,
@@ -224,6 +224,15 @@ def _bias(spec: Cell, hidden: int, given: tuple[Tensor, ...], x: Tensor) -> Tens
         return torch.add(b_ih, b_hh)
     b_hh = b_hh.to(compute)
     return torch.cat([b_ih[: 2 * hidden] + b_hh[: 2 * hidden], b_ih[2 * hidden :], b_hh[2 * hidden :]])
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """A contiguous tensor at a multiple of 16 bytes, by which kernels read; a copy where it is none.
+
+    Weights that cuDNN has in one piece lie behind each other, at whatever address.
+    """
+    t = t.contiguous()
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 def _matrix(t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ share depends on how the share was given; the one that a process is given by its
 rather than never.
 """
 
+import ctypes
 import math
 import os
 from typing import Any
@@ -35,10 +36,14 @@ def multiprocessors(properties: Any) -> int:
 
 
 def driver_version() -> int:
-    """The version of CUDA that the driver has: 12060 for 12.6. 0 where torch does not say, and for AMD's."""
-    if torch.version.hip is not None or not hasattr(torch._C, "_cuda_getDriverVersion"):
+    """The version of CUDA that the driver has: 12060 for 12.6. 0 where there is none, and for AMD's."""
+    version = ctypes.c_int()
+    try:  # the driver itself, which torch has no function to ask for that
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
         return 0
-    return int(torch._C._cuda_getDriverVersion())
+    known = torch.version.hip is None and driver.cuDriverGetVersion(ctypes.byref(version)) == 0
+    return version.value if known else 0
 
 
 def takes_cooperative_bodies(driver: int) -> bool:

@@ -270,10 +270,13 @@ def test_processes_take_turns_and_share_what_they_find(tmp_path: Path) -> None:
     assert not numbers(tmp_path / "numbers")
 
 
-def test_the_child_of_a_fork_has_its_own() -> None:
-    before = AUTOTUNE._tuner
+def test_the_child_of_a_fork_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ends nothing of its parent's when it ends."""
+    before, ended = AUTOTUNE._tuner, list[object]()
+    monkeypatch.setattr(AUTOTUNE.atexit, "unregister", ended.append)
     AUTOTUNE._forget()
     assert AUTOTUNE._tuner is not before
+    assert ended == [before.end]
 
 
 def test_a_program_ends_while_it_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

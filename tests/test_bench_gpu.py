@@ -399,6 +399,7 @@ def test_weights_are_flattened_as_torch_would(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk of memory")  # bfloat16's
 def test_weights_flattened_by_hand_compute_the_same() -> None:
     layer = torch.nn.LSTM(32, 64, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(20, 16, 32, device="cuda", dtype=torch.bfloat16)

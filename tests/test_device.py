@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,28 @@ def test_facts_are_those_of_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names[0] != names[1]
     for spread in plan._spreads(replace(WORK, batch=16), replace(H100, sm_count=21)):
         assert plan.programs(plan.grid_plan(spread, "ieee"), replace(WORK, batch=16)) <= 21
+
+
+def test_the_driver_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Itself: torch does not tell."""
+
+    class Driver:
+        def __init__(self, name: str) -> None:
+            assert name == "libcuda.so.1"
+
+        def cuDriverGetVersion(self, version: Any) -> int:
+            version._obj.value = 12040
+            return 0
+
+    def none(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(device.ctypes, "CDLL", Driver)
+    assert device.driver_version() == 12040
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert device.driver_version() == 0
+    monkeypatch.setattr(device.ctypes, "CDLL", none)
+    assert device.driver_version() == 0
 
 
 @pytest.mark.parametrize(

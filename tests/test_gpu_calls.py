@@ -72,6 +72,7 @@ def test_the_first_call(machine: Callable[..., tuple[int, list[str], Path]], tmp
     assert measured == ["barrier", f"first {half}", "first --graphs --cells lstm gru --dtype bfloat16"]
     (tests,) = [line for line in asked if "-m pytest" in line]
     assert "million" in tests
+    assert "--continue-on-collection-errors" in tests
     assert "polled" in tests
     assert " or resident" not in tests
     printed = (tmp_path / "printed").read_text()

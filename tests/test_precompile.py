@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench.gpu import carried, wanted
+from bench.gpu import precompile as precompile_command
 from bench.gpu.carried import Compiler, Kernel
 from bench.gpu.desk import recorded
 from bench.gpu.desk.__main__ import environment
@@ -117,6 +118,16 @@ def test_kernels_that_are_others_here_are_missed(tmp_path: Path) -> None:
     status, printed = precompile("--check", tmp_path / "none", cache=tmp_path / "cache")
     assert status == 1
     assert f"precompile: miss: there is no {tmp_path / 'none'}" in printed
+
+
+def test_kernels_of_the_tests_are_not_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process but pytest's can import them."""
+    kept = tmp_path / precompile_command._sources() / "tests.jsonl"
+    kept.parent.mkdir()
+    own = Seen("fastrnn.kernels.grid", "grid_forward", "{}")
+    kept.write_text(recorded.written([Seen("faults", "stray", "{}"), own]), encoding="utf-8")
+    monkeypatch.setattr(precompile_command, "FOLDER", tmp_path)
+    assert list(precompile_command._wanted(["tests"], 1)) == [own]
 
 
 def test_what_is_measured_is_what_is_wanted() -> None:

@@ -108,6 +108,7 @@ def _measure(*arguments: str) -> Callable[[Known], list[Command]]:
 def _pytest(known: Known, *arguments: str) -> Command:
     # -p no:benchmark: a plugin that warns where it finds pytest-xdist, and warnings are errors
     options = ["-v", "-rfE", "--tb=short", "-p", "no:benchmark", "-p", "no:cacheprovider", "-m", "gpu"]
+    options += ["--continue-on-collection-errors"]  # a file that cannot be imported costs its own tests
     return _module(known, "pytest", "pytest", *options, *arguments)
 
 

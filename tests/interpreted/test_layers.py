@@ -318,6 +318,18 @@ def test_the_operators_for_cuda_plan_for_themselves(hidden: int, steps: int, mon
     check(draw("gru", steps, 3, 5, hidden, layout="packed", reset=True), tapes=["full"])
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+def test_kernels_read_weights_at_multiples_of_16_bytes(offset: int) -> None:
+    """Of weights in one piece of memory, as cuDNN has them, those of a layer may lie anywhere."""
+    p = draw("gru", 3, 2, 7, 5)
+    piece = torch.zeros(p.weights[1].numel() + offset)
+    weight = piece[offset:].view_as(p.weights[1]).copy_(p.weights[1])
+    given = call.Call.of("gru", p.x, None, None, [p.weights[0], weight, *p.weights[2:]], False, None, None, None)
+    assert given.w_hh.data_ptr() % 16 == 0
+    assert torch.equal(given.w_hh[0], weight)
+    assert (given.w_hh.data_ptr() == weight.data_ptr()) == (offset == 0)
+
+
 @pytest.mark.parametrize("room", [2**25, 100], ids=["blocks together", "one by one"])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru"])
 def test_sums_of_weight_gradients_are_short(cell: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
