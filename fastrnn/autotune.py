@@ -125,20 +125,22 @@ class _Tuner:
         self.warned = False
 
     def entry(self, work: Work, device: torch.device, facts: DeviceFacts) -> _Entry | None:
-        """Of work that is to be tuned; it is from now on, if it is new."""
+        """Of work that is to be tuned; if it is new it is from now on, whatever has come of it when this returns."""
         index = torch.cuda.current_device() if device.index is None else device.index
         with self.lock:
             if (work, index) in self.entries:
                 return self.entries[work, index]
-            entry = self._like(work, index)
-            if entry is None and self.failures < PATIENCE and _is_new(work, facts):
-                if capturing(device):
-                    return None  # another call may come that is not
-                entry = _Entry(work, index, facts, opening(work, device))
-                self.queue.put(entry)
-                self._start()
-            self.entries[work, index] = entry
-        return entry
+            entry = self.entries[work, index] = self._like(work, index)
+            if entry is not None or self.failures >= PATIENCE or not _is_new(work, facts):
+                return entry
+            if capturing(device):
+                del self.entries[work, index]  # another call may come that is not
+                return None
+            entry = self.entries[work, index] = _Entry(work, index, facts, opening(work, device))
+            begun = replace(entry)  # what comes of it is for the next call, however soon it comes
+            self.queue.put(entry)
+            self._start()
+            return begun
 
     def known(self, work: Work, device: torch.device) -> _Entry | None:
         """The same, without anything being begun."""

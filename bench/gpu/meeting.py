@@ -19,7 +19,7 @@ HOW = {"barrier": "with a barrier", "data": "with data polled"}
 
 
 def rows(seconds: float, steps: int = STEPS, long: int = LONG, polled: int = POLLED) -> Iterator[Row]:
-    """For each exchange the time of a step by several numbers of programs; then, once, many steps.
+    """For each exchange the time of a step by several numbers of programs; then, of each, many steps.
 
     Where a program has read what was not there yet, or waited in vain, the row of many steps is without times.
     """
@@ -39,6 +39,7 @@ def rows(seconds: float, steps: int = STEPS, long: int = LONG, polled: int = POL
         for programs in counts:
             what = f"step {words} of {programs} programs"
             yield latency.row(what, partial(meet, programs, steps, device, how), seconds, calls=steps)
+    for how, words in HOW.items():
         programs, many, wrong = at_length[how]
         what = f"step {words} of {programs} programs, of {many}, all right"
         try:

@@ -178,10 +178,10 @@ def _tune(known: Known) -> list[Command]:
 
 HALF, LSTM, GRU = ("--dtype", "bfloat16"), ("--cells", "lstm"), ("--cells", "gru")
 FIRST = (
-    Group("versions", 25, _versions),
+    Group("versions", 35, _versions),
     Group("smoke", 45, _smoke, re.compile(r"smoke: .*")),
-    Group("barrier", 48, _measure("--part", "barrier")),
-    Group("lstm", 55, _measure("--part", "first", *LSTM, *HALF)),
+    Group("barrier", 44, _measure("--part", "barrier")),
+    Group("lstm", 49, _measure("--part", "first", *LSTM, *HALF)),
     Group("graphs", 34, _measure("--part", "first", "--graphs", "--cells", "lstm", "gru", *HALF)),
     Group("tests", 120, _tests, TESTED),
 )
