@@ -100,8 +100,8 @@ class Shape:
 #   twice as much at every step.
 # - 32 rows and 32 units in registers spill 164 bytes at H=384, and a GRU's 24 at H=512 on an A100; in shared memory 444
 #   at H=256, where the sum is split.
-# - In turns, forward, 16 rows and 16 units in registers spill 12 bytes at H=1024; on an A100 32 units 12 at H=384,
-#   and 32 rows and 32 units 48 at H=256.
+# - In registers, 16 rows and 32 units spill 8 to 16 from H=384 on. In turns, forward, 16 rows and 16 units spill 12 at
+#   H=1024; on an A100 32 rows and 16 units spill 4 backward at H=768, and 32 rows and 32 units 48 forward at H=256.
 # - 32 rows and 16 units in shared memory spill 8 to 32 from H=512 on where the sum is split, and none where it is not.
 # - On AMD's, where no plan goes by these yet, 64 rows spill 92 to 396 where the sum is split, and 424 at H=1024 where
 #   it is not. Float32 was not tried.
@@ -111,8 +111,8 @@ SHAPES: dict[tuple[str, int, str], tuple[Shape, ...]] = {
     ("nvidia", 2, "registers"): (
         Shape(16, 8),
         Shape(16, 16, most_in_turns=768),
-        Shape(32, 16, most=768, most_of_fewer=768),
-        Shape(16, 32, most=512, most_of_fewer=512, most_in_turns=256),
+        Shape(32, 16, most=768, most_of_fewer=768, most_in_turns=736),
+        Shape(16, 32, most=256, most_of_fewer=512),
         Shape(32, 32, most=256, most_of_fewer=256, in_turns_from=(9, 0)),
     ),
     ("nvidia", 2, "shared"): (

@@ -151,8 +151,6 @@ BUDGETS = {
     ("grid_backward/lstm/tf32/256/all/16 rows, 16 units, in turns", "sm_90"): Budget(251, 45, 35, 64, 798, 98304),
     ("grid_forward/lstm/fp32/256/all/16 rows, 16 units, in turns", "sm_90"): Budget(228, 16, 11, 0, 2829, 81920),
     ("grid_backward/lstm/fp32/256/all/16 rows, 16 units, in turns", "sm_90"): Budget(255, 45, 35, 0, 3049, 98304),
-    ("gluon_grid_forward/lstm/bf16/768/all/32 rows, 16 units, in turns", "sm_90"): Budget(244, 24, 6, 96, 657, 65568),
-    ("gluon_grid_backward/lstm/bf16/768/all/32 rows, 16 units, in turns", "sm_90"): Budget(178, 68, 8, 96, 630, 16416),
     ("gluon_grid_forward/lstm/bf16/768/all/16 rows, 16 units, in turns", "sm_90"): Budget(250, 14, 6, 48, 359, 32784),
     ("gluon_grid_forward/lstm/bf16/256/all/16 rows, 32 units, in turns", "sm_90"): Budget(246, 14, 6, 32, 518, 65552),
     ("gluon_grid_backward/lstm/bf16/256/all/16 rows, 32 units, in turns", "sm_90"): Budget(218, 28, 8, 32, 383, 16400),
