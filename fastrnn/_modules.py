@@ -1,4 +1,4 @@
-"""What fastrnn's modules are to torch's machinery: their classes, and what tracers and scripts take them for."""
+"""What fastrnn's modules are to torch's machinery: their classes, and what tracers take them for."""
 
 from typing import Any, ClassVar
 
@@ -43,18 +43,3 @@ class Fast(Module):
         """For ``torch.fx.symbolic_trace``: one node, as it makes of torch.nn's layers."""
         given = {name: value for name, value in others.items() if value is not None and value is not False}
         return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input, hx), given)
-
-    def __prepare_scriptable__(self) -> Module:
-        """For ``torch.jit.script``: torch.nn's counterpart with the very same parameters, buffers and hooks."""
-        if has_own_forward(self):
-            return self  # to be scripted as it stands
-        if self.weight_dtype is not None:
-            raise NotImplementedError(
-                "fastrnn: torch.jit.script compiles torch.nn's layer, which cannot compute in float32 with bfloat16 "
-                "weights: fastrnn.revert(model) makes them float32 again"
-            )
-        counterpart = Module.__new__(rebase(type(self), self.stock_class))
-        counterpart.__dict__ = {k: v for k, v in self.__dict__.items() if k != "tape"}
-        if isinstance(counterpart, stock.RNNBase):
-            counterpart._update_flat_weights()
-        return counterpart

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules import rnn as stock  # and not torch.nn's own names, which fastrnn.patch() may have changed
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _dynamo, _shortcut
+from fastrnn import _dynamo, _script, _shortcut
 from fastrnn._modules import PROXY, Fast
 from fastrnn._validate import TAPES
 from fastrnn.functional import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
@@ -52,6 +52,7 @@ class Layers(Fast, stock.RNNBase):
 
 
 _dynamo.let_through(Layers)
+_script.let_through()
 
 
 class LSTM(Layers, stock.LSTM):
@@ -87,8 +88,8 @@ class LSTM(Layers, stock.LSTM):
     Backward needs the output, as that of :class:`torch.nn.LSTM` does: to change it in place (``relu_``) raises an error
     there. The states may be changed.
 
-    ``torch.jit.script`` compiles :class:`torch.nn.LSTM` with the same parameters, and leaves that in the place of this
-    layer in the model that it was given; :func:`fastrnn.convert` undoes this.
+    ``torch.jit.script`` and :class:`torch.jit.ScriptModule` compile :class:`torch.nn.LSTM` with the very same
+    parameters. The model that they are given keeps this layer.
 
     Examples::
 

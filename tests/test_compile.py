@@ -1,4 +1,4 @@
-"""Compilers and tracers take the layers whole: torch.compile, torch.export, torch.fx, torch.jit."""
+"""Compilers and tracers take the layers whole: torch.compile, torch.export, torch.fx, torch.jit.trace."""
 
 import io
 import subprocess
@@ -205,54 +205,6 @@ def test_fx_keeps_lengths() -> None:
 
     net, given = Lengths(), (torch.randn(T, B, I), torch.tensor([3, 6, 1]))
     assert torch.equal(torch.fx.symbolic_trace(net)(*given), net(*given))
-
-
-@pytest.mark.filterwarnings(DEPRECATED_JIT)
-@pytest.mark.parametrize("name", LAYERS)
-def test_script(name: str) -> None:
-    """torch.jit gets torch.nn's layer with the same parameters, and leaves that in the model it was given."""
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = getattr(fastrnn, name)(I, H, num_layers=2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(x)[0]
-
-    net, x = Plain(), torch.randn(T, B, I)
-    net.rnn.tape = "lean"
-    parameters = list(net.parameters())
-    expected = net(x)
-    scripted = torch.jit.script(net)
-    torch.testing.assert_close(scripted(x), expected)
-    file = io.BytesIO()
-    torch.jit.save(scripted, file)
-    file.seek(0)
-    torch.testing.assert_close(torch.jit.load(file)(x), expected)
-    assert type(net.rnn) is getattr(nn, name)
-    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
-    fastrnn.convert(net)
-    assert torch.equal(net(x), expected)
-
-
-@pytest.mark.filterwarnings(DEPRECATED_JIT)
-@pytest.mark.parametrize("name", CELLS)
-def test_script_cells(name: str) -> None:
-    cell = getattr(fastrnn, name)(I, H)
-    x = torch.randn(B, I)
-    torch.testing.assert_close(flatten(torch.jit.script(cell)(x)), flatten(cell(x)))
-    assert type(cell) is getattr(fastrnn, name)
-
-
-@pytest.mark.filterwarnings(DEPRECATED_JIT)
-def test_a_subclass_is_scripted_as_it_is_written() -> None:
-    class Sum(fastrnn.GRU):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.weight_hh_l0.sum()
-
-    net, x = Sum(I, H), torch.randn(T, B, I)
-    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
 
 
 @pytest.mark.filterwarnings(DEPRECATED_JIT, "ignore::torch.jit.TracerWarning")
