@@ -9,6 +9,7 @@
 
 #include "call.h"
 #include "shortcut.h"
+#include "weights.h"
 
 namespace {
 
@@ -61,6 +62,8 @@ PyMethodDef methods[] = {
     {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
     {"shortcut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::shortcut)), METH_FASTCALL,
      "A call of a stack of layers, or of a cell, without gradients."},
+    {"flat_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::flat_weights)), METH_FASTCALL,
+     "The tensors that a layer computes with, where nothing about them is out of the ordinary."},
     {nullptr, nullptr, 0, nullptr},
 };
 

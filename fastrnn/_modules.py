@@ -39,7 +39,8 @@ class Fast(Module):
     stock_class: ClassVar[type[Module]]
     weight_dtype: torch.dtype | None = None  # what fastrnn.convert was given
 
-    def _node(self, input: Any, hx: Any, **others: Any) -> Any:
-        """For ``torch.fx.symbolic_trace``: one node, as it makes of torch.nn's layers."""
-        given = {name: value for name, value in others.items() if value is not None and value is not False}
-        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input, hx), given)
+
+def node(module: Module, input: Any, hx: Any, **others: Any) -> Any:
+    """For ``torch.fx.symbolic_trace``: one node, as it makes of torch.nn's layers."""
+    given = {name: value for name, value in others.items() if value is not None and value is not False}
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), (input, hx), given)

@@ -1,19 +1,20 @@
 """Drop-in ``torch.nn`` recurrent layers and cells: the functions of :mod:`fastrnn.functional` with parameters.
 
-Constructors, parameters, state_dicts, warnings and ``repr`` are torch.nn's own, by inheritance. Weights are looked up
-by name at every call, so whatever puts other tensors in their place (parametrizations, ``weight_norm``, pruning,
-``torch.func.functional_call``) is what the engine sees.
+Constructors, parameters, state_dicts, warnings and ``repr`` are torch.nn's own, by inheritance. Weights are those that
+torch.nn's forward would take, looked up at every call, so whatever puts other tensors in their place (parametrizations,
+``weight_norm``, pruning, ``torch.func.functional_call``, an edited ``_flat_weights``) is what the engine sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 from torch import Tensor
 from torch.nn.modules import rnn as stock  # and not torch.nn's own names, which fastrnn.patch() may have changed
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _dynamo, _script, _shortcut
-from fastrnn._modules import PROXY, Fast
+from fastrnn import _dynamo, _overridden, _script, _shortcut, _weights
+from fastrnn._modules import PROXY, Fast, node
 from fastrnn._validate import TAPES
 from fastrnn.functional import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 
@@ -21,6 +22,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 Lengths = Tensor | Sequence[int]
 LSTMState = tuple[Tensor, Tensor]
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Layers(Fast, stock.RNNBase):
@@ -28,27 +30,59 @@ class Layers(Fast, stock.RNNBase):
 
     tape: str = "full"
 
-    def _weights(self) -> list[Tensor]:
-        own = self._parameters  # six times faster than getattr, which finds what stands in for a parameter
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
+    _weights_to_use = _weights.of
 
-    def _short(self, cell: str, input: Any, hx: Any) -> Any:
-        """What :meth:`forward` returns, by the shortest route; None for a call that has to take the usual one."""
-        if self.proj_size or self.tape not in TAPES or (self.training and self.dropout):
-            return None
-        stack = (self.num_layers, self.bidirectional, self.batch_first)
-        return _shortcut.call(cell, input, hx, self._weights(), *stack)
+    @_dynamo.constant
+    def _source_of_weights(self) -> str:
+        return _weights.source(self)
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "bias": self.bias,
-            "num_layers": self.num_layers,
-            "dropout": self.dropout,
-            "training": self.training,
-            "bidirectional": self.bidirectional,
-            "batch_first": self.batch_first,
-            "tape": self.tape,
-        }
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        theirs = getattr(cls, "stock_class", stock.RNNBase)
+        if any(
+            getattr(cls, name, None) is not getattr(theirs, name, None) for name in (*_weights.METHODS, "_flat_weights")
+        ):
+            cls._weights_to_use = _weights.none
+
+
+def _shortest(layer: Layers, cell: str, input: Any, hx: Any, weights: Any) -> Any:
+    """What a layer returns, by the shortest route; None for a call that has to take the usual one."""
+    if weights is None or layer.proj_size or layer.tape not in TAPES or (layer.training and layer.dropout):
+        return None
+    stack = (layer.num_layers, layer.bidirectional, layer.batch_first)
+    return _shortcut.call(cell, input, hx, weights, *stack)
+
+
+def _usual(
+    layer: Layers,
+    function: Callable[..., Any],
+    input: Any,
+    hx: Any,
+    weights: Any,
+    beyond: dict[str, Any],
+    **options: Any,
+) -> Any:
+    """What a layer returns, by a function of :mod:`fastrnn.functional`; ``beyond`` is what torch.nn does not take."""
+    if isinstance(input, PROXY):
+        return node(layer, input, hx, **beyond)
+    if weights is not None and _weights.are_expanded(input, *(hx if isinstance(hx, tuple) else (hx,)), *weights):
+        given = [name for name, value in beyond.items() if value is not None and value is not False]
+        if given:
+            raise NotImplementedError(f"fastrnn: {' and '.join(given)} with ExpandedWeights; {_weights.PER_SAMPLE}")
+        return layer.stock_class.forward(layer, input, hx)
+    run = function if weights is not None else partial(_overridden.call, layer, function)
+    return run(
+        *(input, hx, weights),
+        **beyond,
+        **options,
+        bias=layer.bias,
+        num_layers=layer.num_layers,
+        dropout=layer.dropout,
+        training=layer.training,
+        bidirectional=layer.bidirectional,
+        batch_first=layer.batch_first,
+        tape=layer.tape,
+    )
 
 
 _dynamo.let_through(Layers)
@@ -177,7 +211,8 @@ class LSTM(Layers, stock.LSTM):
 
         Raises:
             ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.LSTM` raises them.
-            NotImplementedError: ``reset`` or ``return_cells`` together with ``proj_size``.
+            NotImplementedError: ``reset`` or ``return_cells`` together with ``proj_size``; ``lengths``, ``reset`` or
+                ``return_cells`` with the ExpandedWeights of ``torch.nn.utils._per_sample_grad``.
 
         Examples::
 
@@ -190,20 +225,13 @@ class LSTM(Layers, stock.LSTM):
             >>> cells.shape
             torch.Size([3, 5, 20])
         """
+        weights = self._weights_to_use()
         if lengths is None and reset is None and not return_cells:
-            found = self._short("lstm", input, hx)
+            found = _shortest(self, "lstm", input, hx, weights)
             if found is not None:
                 return found
-        if isinstance(input, PROXY):
-            return self._node(input, hx, lengths=lengths, reset=reset, return_cells=return_cells)
-        return lstm(
-            *(input, hx, self._weights()),
-            **self._options(),
-            proj_size=self.proj_size,
-            lengths=lengths,
-            reset=reset,
-            return_cells=return_cells,
-        )
+        beyond = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
+        return _usual(self, lstm, input, hx, weights, beyond, proj_size=self.proj_size)
 
 
 class GRU(Layers, stock.GRU):
@@ -274,13 +302,12 @@ class GRU(Layers, stock.GRU):
             >>> net = fastrnn.GRU(10, 20, batch_first=True)
             >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
         """
+        weights = self._weights_to_use()
         if lengths is None and reset is None:
-            found = self._short("gru", input, hx)
+            found = _shortest(self, "gru", input, hx, weights)
             if found is not None:
                 return found
-        if isinstance(input, PROXY):
-            return self._node(input, hx, lengths=lengths, reset=reset)
-        return gru(input, hx, self._weights(), **self._options(), lengths=lengths, reset=reset)
+        return _usual(self, gru, input, hx, weights, {"lengths": lengths, "reset": reset})
 
 
 class RNN(Layers, stock.RNN):
@@ -339,24 +366,22 @@ class RNN(Layers, stock.RNN):
             >>> output, h_n = net(torch.randn(3, 5, 10), lengths=[5, 2, 4])
         """
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
+        weights = self._weights_to_use()
         if lengths is None and reset is None:
-            found = self._short(f"rnn_{nonlinearity}", input, hx)
+            found = _shortest(self, f"rnn_{nonlinearity}", input, hx, weights)
             if found is not None:
                 return found
-        if isinstance(input, PROXY):
-            return self._node(input, hx, lengths=lengths, reset=reset)
-        options = self._options()
-        return rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **options, lengths=lengths, reset=reset)
+        beyond = {"lengths": lengths, "reset": reset}
+        return _usual(self, rnn, input, hx, weights, beyond, nonlinearity=nonlinearity)
 
 
 class Cell(Fast, stock.RNNCellBase):
     """What :class:`RNNCell`, :class:`LSTMCell` and :class:`GRUCell` share."""
 
-    def _weights(self) -> list[Any]:
-        own = self._parameters  # as in Layers
-        return [own[name] if name in own else getattr(self, name) for name in self._names]
 
-    _names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+def _cell_weights(cell: Cell) -> list[Any]:
+    own = cell._parameters  # six times faster than getattr, which finds what stands in for a parameter
+    return [own[name] if name in own else getattr(cell, name) for name in CELL_WEIGHTS]
 
 
 class LSTMCell(Cell, stock.LSTMCell):
@@ -396,8 +421,8 @@ class LSTMCell(Cell, stock.LSTMCell):
             ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.LSTMCell` raises them.
         """
         if isinstance(input, PROXY):
-            return self._node(input, hx)  # type: ignore[no-any-return]
-        return lstm_cell(input, hx, *self._weights())
+            return node(self, input, hx)  # type: ignore[no-any-return]
+        return lstm_cell(input, hx, *_cell_weights(self))
 
 
 class GRUCell(Cell, stock.GRUCell):
@@ -435,8 +460,8 @@ class GRUCell(Cell, stock.GRUCell):
             ValueError, RuntimeError, TypeError: for wrong inputs, where and as :class:`torch.nn.GRUCell` raises them.
         """
         if isinstance(input, PROXY):
-            return self._node(input, hx)  # type: ignore[no-any-return]
-        return gru_cell(input, hx, *self._weights())
+            return node(self, input, hx)  # type: ignore[no-any-return]
+        return gru_cell(input, hx, *_cell_weights(self))
 
 
 class RNNCell(Cell, stock.RNNCell):
@@ -463,10 +488,10 @@ class RNNCell(Cell, stock.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Compute one step; arguments, results and errors are those of :meth:`GRUCell.forward`."""
         if isinstance(input, PROXY):
-            return self._node(input, hx)  # type: ignore[no-any-return]
+            return node(self, input, hx)  # type: ignore[no-any-return]
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")  # the constructor takes any, as torch.nn's
-        return rnn_cell(input, hx, *self._weights(), nonlinearity=self.nonlinearity)
+        return rnn_cell(input, hx, *_cell_weights(self), nonlinearity=self.nonlinearity)
 
 
 CLASSES = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)

@@ -309,7 +309,7 @@ del torch.Tensor.__dlpack_c_exchange_api__
 import fastrnn
 net, x = fastrnn.GRU(3, 4), torch.randn(1, 1, 3)
 with torch.no_grad():
-    assert fastrnn._C.shortcut("gru", x, None, net._weights(), 1, False, False, 9, True) is None
+    assert fastrnn._C.shortcut("gru", x, None, net._flat_weights, 1, False, False, 9, True) is None
     print(net(x)[0].shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
