@@ -13,7 +13,7 @@ from torch import _VF, Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _shortcut, _validate, reference
+from fastrnn import _autograd, _shortcut, _validate, _weights, reference
 from fastrnn._autocast import under_autocast
 from fastrnn._validate import Stack, autocast_enabled
 from fastrnn.engine import Plan, plan
@@ -454,6 +454,10 @@ def _step(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The same by the usual route."""
+    if _weights.are_expanded(input, w_ih, w_hh, b_ih, b_hh):
+        raise RuntimeError(
+            f"Expanded Weights encountered but cannot handle function {cell}_cell; {_weights.PER_SAMPLE}"
+        )
     name = f"{_validate.NAMES[cell]}Cell"
     _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2
