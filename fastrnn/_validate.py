@@ -157,7 +157,9 @@ def lengths(
         return None
     if not batched:
         raise ValueError("lengths: expected a batched 3-D input, got an unbatched 2-D one")
-    checked = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    # not on the default device; of no numbers torch would make floating-point ones
+    kind = None if isinstance(given, Tensor) or len(given) else torch.int64
+    checked = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=kind, device="cpu")
     if checked.dtype.is_floating_point or checked.dtype.is_complex or checked.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {checked.dtype}")
     on_cpu = checked.device.type == "cpu"

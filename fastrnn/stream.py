@@ -90,7 +90,9 @@ class stream:
         if rows is None:
             self.state = self._begin
         elif self.state is not None:
-            which = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
+            which = rows
+            if not isinstance(rows, Tensor):  # on the CPU, whatever the default device is: any state takes that
+                which = torch.as_tensor(rows, dtype=None if len(rows) else torch.long, device="cpu")
             begin = () if self._begin is None else (self._begin,)
             self.state = each(partial(self._restarted, which), self.state, *begin)
 
