@@ -186,6 +186,13 @@ def test_a_cell_tells_dimensions_apart_where_sizes_do_not(name: str) -> None:
             cell(x(*batch, I), zeros(cell, *(B,) * given))
 
 
+def test_the_engine_does_not_say_where_it_was_built() -> None:
+    net = fastrnn.LSTM(I, H)
+    net.weight_hh_l0 = nn.Parameter(x(4 * H, H - 1))
+    with pytest.raises(RuntimeError, match=r", csrc/call.h:\d+, w_ih: expected size \[20, 4\], got \[24, 4\]$"):
+        net(x())
+
+
 PROJECTED_CASES: dict[str, Case] = {
     "h": lambda m: m(x(), (x(1, B, H), x(1, B, H))),
     "c": lambda m: m(x(), (x(1, B, 2), x(1, B, 2))),
