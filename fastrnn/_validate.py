@@ -95,13 +95,13 @@ def hidden(name: str, hx: object, batched: bool, packed: bool) -> tuple[Tensor, 
     state: tuple[Any, ...] = two(name, hx) if name == "LSTM" else (hx,)
     for s in state:
         if not isinstance(s, Tensor):
-            error = TypeError if packed and (name == "LSTM" or hasattr(s, "size")) else AttributeError
-            raise error(f"{name}: Expected hx to be Tensor, got {type(s).__name__}")
+            no_tensor = TypeError if packed and (name == "LSTM" or hasattr(s, "size")) else AttributeError
+            raise no_tensor(f"{name}: Expected hx to be Tensor, got {type(s).__name__}")
     wanted = 2 if not packed and not batched else 3
     if (not packed or name == "LSTM") and any(s.dim() != wanted for s in state):
         batchedness = "packed" if packed else "batched 3-D" if batched else "unbatched 2-D"
-        error = IndexError if packed and any(s.dim() < 3 for s in state) else RuntimeError
-        raise error(f"For {batchedness} input, {_should_be(name, wanted, state)}")
+        wrong = IndexError if packed and any(s.dim() < 3 for s in state) else RuntimeError
+        raise wrong(f"For {batchedness} input, {_should_be(name, wanted, state)}")
     return state if batched else tuple(s.unsqueeze(1) for s in state)
 
 
@@ -209,8 +209,8 @@ def lengths(
     if not batched:
         raise ValueError("lengths: expected a batched 3-D input, got an unbatched 2-D one")
     # not on the default device; of no numbers torch would make floating-point ones
-    kind = None if isinstance(given, Tensor) or len(given) else torch.int64
-    checked = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=kind, device="cpu")
+    dtype = None if isinstance(given, Tensor) or len(given) else torch.int64
+    checked = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=dtype, device="cpu")
     if checked.dtype.is_floating_point or checked.dtype.is_complex or checked.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {checked.dtype}")
     on_cpu = checked.device.type == "cpu"

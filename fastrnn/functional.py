@@ -475,9 +475,9 @@ def _step(
     if half_weights:
         _validate.inference(x, state, params)
     trains = wants_gradients(x, *state, *params)
-    sizes = {"single": x.shape[0], "steps": 1, "batch": x.shape[0]}
-    foreign = _validate.foreign(x, state)
-    chosen = plan(cell, x, params, beyond_torch=None, trains=trains, foreign=foreign, **sizes)
+    rows, foreign = x.shape[0], _validate.foreign(x, state)
+    given = (cell, x, params)
+    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, foreign=foreign)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
