@@ -75,6 +75,7 @@ def cpu_engine() -> dict:
                 "-ffp-contract=off",  # fused multiply-adds are written out: no compiler decides a rounding
                 "-fno-math-errno",
                 "-fno-trapping-math",
+                f"-fmacro-prefix-map={ROOT}/=",  # messages name files, not whose folders they were built in
                 "-DPy_LIMITED_API=0x030A0000",
                 "-DTORCH_TARGET_VERSION=0x020a000000000000",
             ]

@@ -65,12 +65,13 @@ def check(cell: str, dtype: torch.dtype) -> tuple[str, ...]:
     torch.manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape).to(dtype)
+        return torch.randn(shape, device="cpu").to(dtype)
 
     cls: Any = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)
     options: dict[str, Any] = {"nonlinearity": cell[4:]} if cls is nn.RNN else {}
-    layer = cls(FEATURES, HIDDEN, bidirectional=True, dtype=dtype, **options)
-    stock = cls.stock_class(FEATURES, HIDDEN, bidirectional=True, dtype=dtype, **options)
+    options |= {"bidirectional": True, "device": "cpu", "dtype": dtype}
+    layer = cls(FEATURES, HIDDEN, **options)
+    stock = cls.stock_class(FEATURES, HIDDEN, **options)
     if cell == "rnn_relu":
         away_from_the_kink(layer)
     stock.load_state_dict(layer.state_dict())

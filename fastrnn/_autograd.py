@@ -16,6 +16,7 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._device import DeviceContext
 
 from fastrnn import _ops, reference
 from fastrnn._dynamo import tracing, untraced
@@ -65,9 +66,15 @@ def ordinary() -> bool:
     return not (
         tracing()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._is_torch_function_mode_enabled()
+        or (torch._C._is_torch_function_mode_enabled() and not _default_device_alone())
         or forward_ad._current_level >= 0
     )
+
+
+def _default_device_alone() -> bool:
+    """Whether the modes are those of a default device alone, which are about tensors made without saying where."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return all(type(mode) is DeviceContext for mode in modes)
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:

@@ -66,7 +66,7 @@ class Case:
             away_from_the_kink(layer)
         x: Tensor | PackedSequence = _random(work, device, work.steps, work.batch, work.inputs)
         if work.packed:
-            lengths = torch.randint(max(1, work.steps // SHORTEST), work.steps + 1, (work.batch,))
+            lengths = torch.randint(max(1, work.steps // SHORTEST), work.steps + 1, (work.batch,), device="cpu")
             lengths[0] = work.steps
             x = pack_padded_sequence(x, lengths, enforce_sorted=False)  # type: ignore[arg-type]
         if not work.trains:

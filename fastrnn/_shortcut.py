@@ -77,7 +77,7 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
         h, after = by_cells(cell, input.squeeze(time), state, params, layers)
         return h.unsqueeze(time), after if cell == "lstm" else after[0]
     if hx is None:
-        zeros = input.new_zeros(input.shape[0], params[1].shape[1])
+        zeros = params[1].new_zeros(input.shape[0], params[1].shape[1])  # dense, whatever the input is
         hx = (zeros, zeros) if cell == "lstm" else zeros
     return getattr(_VF, f"{cell}_cell")(input, hx, *params)
 

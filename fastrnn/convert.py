@@ -1,6 +1,5 @@
 """Putting fastrnn's layers in the place of torch.nn's: in a model that exists, or in every one built from now on."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,7 +9,7 @@ from torch.jit import ScriptModule
 from torch.nn import Module, Parameter
 from torch.nn.modules import rnn as stock
 
-from fastrnn import _validate, nn
+from fastrnn import _reports, _validate, nn
 from fastrnn._modules import Fast, has_own_forward, layer_class, rebase
 
 __all__ = ["convert", "patch", "patched", "revert", "unpatch"]
@@ -33,10 +32,14 @@ def convert(model: M, *, tape: str | None = None, weight_dtype: torch.dtype | No
 
     Left alone, and named in one :class:`UserWarning`, are layers that may compute something else: user subclasses of
     torch.nn's classes (derive them from fastrnn's instead), layers whose ``forward`` was replaced, and layers that
-    ``torch.jit`` has compiled.
+    ``torch.jit`` has compiled. A model without any recurrent layer is returned with a :class:`UserWarning` as well.
 
-    Tools that look for torch.nn's exact classes, such as ``torch.ao.quantization.quantize_dynamic``, need
-    :func:`revert` first.
+    Tools that look layers up by their exact class skip fastrnn's in silence, or count them as nothing: Opacus (its
+    validator and per-sample gradients), ``torch.ao.quantization`` (``quantize_dynamic``, static and FX), thop, ptflops,
+    calflops, DeepSpeed's profiler of flops, and pruners that do so. Call :func:`revert` before you give them the model.
+    Where Opacus, thop, ptflops or calflops is installed, the first call in a process that converts a layer says so in a
+    :class:`UserWarning`; of the others, which come with much else, only this text does. ``torch.nn.utils.prune``, and
+    tools that ask by ``isinstance``, work with fastrnn's layers.
 
     With ``weight_dtype=torch.bfloat16`` the weights are stored in half the memory, for inference. Inputs, states,
     biases and sums stay float32, and results are those of float32 with rounded weights: each weight is off by 2^-8 of
@@ -74,8 +77,14 @@ def convert(model: M, *, tape: str | None = None, weight_dtype: torch.dtype | No
     if tape is not None:
         _validate.tape(tape)
     rounded = [] if weight_dtype is None else _to_round(model, weight_dtype)
-    _, left = _swap(model, FAST)
-    _warn("convert", {name: module for name, module in left.items() if not isinstance(module, Fast)})
+    swapped, left = _swap(model, FAST)
+    remaining = {name: module for name, module in left.items() if not isinstance(module, Fast)}
+    found = recurrent_layers(model)
+    if not found:
+        _reports.nothing_found(model)
+    _reports.left_alone("convert", _described(remaining), nothing_done=len(remaining) == len(found))
+    if swapped:
+        _reports.tools_by_class()
     if tape is not None:
         for module in model.modules():
             if isinstance(module, nn.Layers):
@@ -112,7 +121,7 @@ def revert(model: M) -> M:
     _recast([module for module in swapped if module.__dict__.pop("weight_dtype", None) is not None])
     for module in swapped:
         module.__dict__.pop("tape", None)
-    _warn("revert", {name: module for name, module in left.items() if isinstance(module, Fast)})
+    _reports.left_alone("revert", _described({name: m for name, m in left.items() if isinstance(m, Fast)}))
     return model
 
 
@@ -206,6 +215,14 @@ def _swap(model: Module, table: Mapping[type[Module], type[Module]]) -> tuple[li
     return swapped, left
 
 
+def _described(left: Mapping[str, Module]) -> dict[str, str]:
+    """What layers are that were left alone, and why they were."""
+    return {
+        name: f"{type(module).__module__}.{type(module).__qualname__}, {why_left(module)}"
+        for name, module in left.items()
+    }
+
+
 def _weights(layer: Module) -> dict[str, Parameter | None]:
     """The weight matrices of a layer by name; None where one is no parameter but computed."""
     names = layer._flat_weights_names if isinstance(layer, stock.RNNBase) else ("weight_ih", "weight_hh")
@@ -249,12 +266,3 @@ def _recast(layers: Sequence[Module], dtype: torch.dtype | None = None) -> None:
             if weight is not None:
                 new = Parameter(weight.detach().to(wanted), requires_grad=False)
                 setattr(layer, name, cast.setdefault(weight, new))
-
-
-def _warn(caller: str, left: Mapping[str, Module]) -> None:
-    if left:
-        each = (
-            f"{name or 'the model'} ({type(module).__module__}.{type(module).__qualname__}, {why_left(module)})"
-            for name, module in left.items()
-        )
-        warnings.warn(f"fastrnn.{caller} left alone: {'; '.join(each)}", UserWarning, stacklevel=3)

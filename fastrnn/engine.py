@@ -50,6 +50,7 @@ def plan(
     directions: int = 1,
     layers: int = 1,
     packed: bool = False,
+    foreign: str | None = None,
 ) -> Plan:
     """Choose the engine for a stack.
 
@@ -64,13 +65,14 @@ def plan(
         trains: whether gradients will be wanted.
         steps, batch: T and B, which decide on a GPU; None where they are not known, which counts as many.
         directions, layers, packed: D, layers and whether sequences differ in length, which decide there too.
+        foreign: why the tensors are for torch's layers alone, or None.
 
     Raises:
         NotImplementedError: nothing can compute it.
     """
     half_weights = _validate.half_weights(x, weights)
     widened = "; the bfloat16 weights are widened to float32" if half_weights else ""
-    why = _why_not_ours(x, proj_size)
+    why = foreign or _why_not_ours(x, proj_size)
     if why is None and x.device.type == "cuda":
         work = work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
         facts, also = facts_for(work, x.device, called=steps is not None)

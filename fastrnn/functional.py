@@ -219,6 +219,7 @@ def plan_stack(
     steps: int | None = None,
     batch: int | None = None,
     packed: bool = False,
+    foreign: str | None = None,
 ) -> Plan:
     """The plan of a stack's call (every layer of a stack is computed by the same engine)."""
     beyond_torch = "reset" if reset is not None else "return_cells" if return_cells else None
@@ -233,6 +234,7 @@ def plan_stack(
         directions=stack.directions,
         layers=stack.num_layers,
         packed=packed,
+        foreign=foreign,
     )
 
 
@@ -278,6 +280,7 @@ def _stack(
     unorder: Tensor | None
     if isinstance(input, PackedSequence):
         x, batch_sizes, order, unorder = input
+        _validate.packed(x, batch_sizes)
         _validate.no_lengths_when_packed(lengths)
         lengths_ = None
     else:
@@ -293,7 +296,7 @@ def _stack(
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
     if not ordinary:
-        _validate.sizes(stack, x, batch_sizes, state, params)
+        _validate.sizes(stack, x, batch_sizes, state, params, hx if batched else None)
     half_weights = not ordinary and _validate.half_weights(x, params)
     if half_weights:
         _validate.inference(x, state, params)
@@ -314,8 +317,9 @@ def _stack(
 
     trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
     varied = packed or lengths_ is not None
-    single = 0 if varied else single_rows(stack, x, steps, batch, trains)
-    sizes = (single, trains, steps, batch, varied)
+    foreign = None if ordinary else _validate.foreign(x, state)
+    single = 0 if varied or foreign else single_rows(stack, x, steps, batch, trains)
+    sizes = (single, trains, steps, batch, varied, foreign)
     chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, *sizes)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
@@ -340,7 +344,8 @@ def _zeros(stack: Stack, x: Tensor, params: Sequence[Tensor], batch: Any) -> tup
     """The initial state of a stack that was given none."""
     sizes = (stack.proj_size or params[1].shape[1], params[0].shape[0] // CELLS[stack.cell].gates)
     used = sizes if CELLS[stack.cell].has_c else sizes[:1]
-    return tuple(x.new_zeros(stack.num_layers * stack.directions, batch, size) for size in used)
+    count = stack.num_layers * stack.directions
+    return tuple(params[1].new_zeros(count, batch, size, dtype=x.dtype) for size in used)  # dense, whatever x is
 
 
 def _layers(
@@ -459,10 +464,9 @@ def _step(
             f"Expanded Weights encountered but cannot handle function {cell}_cell; {_weights.PER_SAMPLE}"
         )
     name = f"{_validate.NAMES[cell]}Cell"
-    _validate.cell_dims(name, input, hx)
+    state = _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
-    state = () if hx is None else tuple(hx) if CELLS[cell].has_c else (hx,)
     if not batched:
         state = tuple(s.unsqueeze(0) for s in state)
     if b_ih is None and b_hh is not None:  # torch.nn's cells take one without the other
@@ -475,12 +479,14 @@ def _step(
     if half_weights:
         _validate.inference(x, state, params)
     trains = wants_gradients(x, *state, *params)
-    chosen = plan(cell, x, params, beyond_torch=None, single=x.shape[0], trains=trains, steps=1, batch=x.shape[0])
+    rows, foreign = x.shape[0], _validate.foreign(x, state)
+    given = (cell, x, params)
+    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, foreign=foreign)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
         if not state:
-            zeros = x.new_zeros(x.shape[0], w_hh.shape[1])
+            zeros = w_hh.new_zeros(x.shape[0], w_hh.shape[1], dtype=x.dtype)  # dense, whatever x is
             state = (zeros, zeros) if CELLS[cell].has_c else (zeros,)
         given = state if CELLS[cell].has_c else state[0]
         after = getattr(_VF, f"{cell}_cell")(x, given, *params)

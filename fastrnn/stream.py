@@ -90,9 +90,10 @@ class stream:
         if rows is None:
             self.state = self._begin
         elif self.state is not None:
-            which = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
+            if not isinstance(rows, Tensor):  # on the CPU, whatever the default device is: any state takes that
+                rows = torch.as_tensor(rows, dtype=None if len(rows) else torch.long, device="cpu")
             begin = () if self._begin is None else (self._begin,)
-            self.state = each(partial(self._restarted, which), self.state, *begin)
+            self.state = each(partial(self._restarted, rows), self.state, *begin)
 
     def _restarted(self, rows: Tensor, state: Tensor, begin: Tensor | None = None) -> Tensor:
         dimensions = 2 if self._is_cell else 3 if isinstance(self._module, stock.RNNBase) else max(2, state.dim())

@@ -17,9 +17,10 @@ class tbptt:
     Every ``k1`` steps there is something to learn from: the output of these steps. The gradient goes back ``k2`` steps
     from the last of them, and the state that is carried to where it ends is detached there (Williams & Peng 1990, "An
     Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories", where ``k1`` is h' and
-    ``k2`` is h). With ``k2 = k1``, windows do not overlap, and each step is computed once. With a larger ``k2``, the
-    ``k2 - k1`` steps before the new ones are computed again with the weights as they are by then, so a window costs
-    ``k2`` steps.
+    ``k2`` is h). With ``k2 = k1``, windows do not overlap, and each step is computed once: the gradient goes back to
+    where the window begins, which is less far in the last one where fewer steps are left. With a larger ``k2``, the
+    steps before the new ones are computed again with the weights as they are by then, so a window costs ``k2`` steps,
+    the last one too.
 
     The windows are computed as they are asked for, with the weights of that moment: update them in between.
 
@@ -103,9 +104,10 @@ class tbptt:
         if self._end == total:
             raise StopIteration
         new, end = self._end, min(self._end + self._k1, total)
-        # the window after this one begins within this one, at a step whose state is therefore needed
         begin = self._begin
-        following = end if end == total else max(0, min(end + self._k1, total) - self._k2)
+        # the window after this one begins within this one, at a step whose state is therefore needed
+        overlaps = self._k2 > self._k1 and end < total
+        following = max(0, min(end + self._k1, total) - self._k2) if overlaps else end
         outputs, state = [], self._before
         for first, last in ((begin, following), (following, end)):
             if first < last:

@@ -199,7 +199,7 @@ def _packed(batch_sizes: Tensor, x: Tensor) -> tuple[tuple[int, ...], Tensor, Te
     first = (0, *accumulate(sizes.tolist()))
     _check(first[-1] == len(x), f"batch_sizes: expected a sum of {len(x)}, the rows of x, got {first[-1]}")
     # Row b is alive in as many steps as have more than b rows: steps with few rows come last.
-    lengths = len(sizes) - torch.searchsorted(sizes.flip(0), torch.arange(first[1]), right=True)
+    lengths = len(sizes) - torch.searchsorted(sizes.flip(0), torch.arange(first[1], device="cpu"), right=True)
     return first, tables.get(first, torch.int64, x.device), tables.get(lengths.tolist(), torch.int32, x.device)
 
 

@@ -61,7 +61,7 @@ class Tables:
 
 def transferred(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A copy on the device. It is there when this returns, since the memory that it comes from is not pinned."""
-    return torch.tensor(numbers, dtype=dtype).to(device)
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device)
 
 
 tables = Tables()

@@ -375,4 +375,3 @@ def test_nothing_warns_where_everything_is_converted() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastrnn.revert(fastrnn.convert(Tagger()))
-        fastrnn.convert(nn.Linear(3, 3))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accuracy import assert_same, flatten, run
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 import fastrnn
 from fastrnn import _C, _shortcut
@@ -256,7 +257,7 @@ def test_whoever_looks_on_sees_the_operator(kind: str, calls: list[tuple[object,
         with torch.autocast("cpu"):
             cell(x)
         torch.func.vmap(lambda row: flatten(cell(row))[0])(x)
-        with torch.device("cpu"):  # a mode
+        with BaseTorchFunctionMode():
             cell(x)
         with torch.profiler.profile():
             torch.compile(cell, backend="eager", fullgraph=True)(x)

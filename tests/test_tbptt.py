@@ -16,11 +16,16 @@ def detached(state: Tensor | tuple[Tensor, ...] | None) -> Tensor | tuple[Tensor
     return tuple(s.detach() for s in state) if isinstance(state, tuple) else None if state is None else state.detach()
 
 
-def by_definition(net: nn.Module, x: Tensor, dy: Tensor, new: range, k2: int) -> list[Tensor]:
-    """The gradients of sum(dy * y) over the new steps, by single steps, detached k2 steps before the last of them."""
+def beginning(new: slice, k1: int, k2: int) -> int:
+    """The first step that a window's gradient goes back to."""
+    return new.start if k2 == k1 else max(0, new.stop - k2)
+
+
+def by_definition(net: nn.Module, x: Tensor, dy: Tensor, new: slice, begin: int) -> list[Tensor]:
+    """The gradients of sum(dy * y) over the new steps, by single steps, detached where they begin."""
     state, outputs = None, []
     for t in range(new.stop):
-        if t == new.stop - k2:
+        if t == begin:
             state = detached(state)
         y, state = net(x[t : t + 1], state)
         outputs.append(y)
@@ -45,11 +50,45 @@ def test_gradients_go_back_k2_steps(cell: type, k1: int, k2: int, batch_first: b
         torch.testing.assert_close(output, whole[:, steps] if batch_first else whole[steps])
         y = output.transpose(0, 1) if batch_first else output
         gradients = torch.autograd.grad((y * dy[steps]).sum(), list(net.parameters()))
-        expected = by_definition(stepped, x, dy, range(steps.start, steps.stop), k2)
+        expected = by_definition(stepped, x, dy, steps, beginning(steps, k1, k2))
         for gradient, other in zip(gradients, expected, strict=True):
             torch.testing.assert_close(gradient, other)
         begin = steps.stop
     assert begin == T
+
+
+@pytest.mark.parametrize(
+    ("k1", "k2"), [(k1, k2) for k1 in (1, 2, 3, 5, 20) for k2 in (k1, k1 + 1, 2 * k1 + 1, 50)], ids=str
+)
+@pytest.mark.parametrize("total", [1, 4, 6, 11, 16, 23])
+def test_no_step_is_computed_more_often_than_gradients_need_it(total: int, k1: int, k2: int) -> None:
+    a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(total, dtype=torch.float64, requires_grad=True)
+    calls: list[range] = []
+
+    def fading(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        calls.append(range(x.storage_offset(), x.storage_offset() + len(x)))
+        outputs = []
+        for each in x:
+            h = each if h is None else a * h + each
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+    # h_t is the sum of a^(t-s) x_s over all s up to t, so a's own gradient is that of a^(t-s) h_{s-1}
+    t = torch.arange(total, dtype=torch.float64)
+    powers = (0.7 ** (t[:, None] - t)).tril()
+    h = powers @ x.detach()
+    before = torch.cat([torch.zeros(1, dtype=torch.float64), h[:-1]])
+    for output, new in fastrnn.tbptt(fading, x, k1=k1, k2=k2):
+        begin = beginning(new, k1, k2)
+        assert [step for call in calls for step in call] == list(range(begin, new.stop))
+        assert len(calls) == 1 or k2 > k1
+        calls.clear()
+        torch.testing.assert_close(output.detach(), h[new])
+        expected = powers[new] * (t >= begin)
+        dx, da = torch.autograd.grad(output.sum(), (x, a), materialize_grads=True)
+        torch.testing.assert_close(dx, expected.sum(0))
+        torch.testing.assert_close(da, (expected @ before).sum())
 
 
 def test_the_last_of_windows_that_reach_the_beginning_has_the_whole_gradient() -> None:

@@ -77,7 +77,7 @@ class Model(nn.Module):
             return self.output(torch.cat([h[0], h[1]], -1))
         if self.pooling == "mean":  # beyond its length a row's output is zero
             return self.output(y.sum(1) / lengths[:, None])
-        beyond = torch.arange(words.shape[1]) >= lengths[:, None]
+        beyond = torch.arange(words.shape[1], device=words.device) >= lengths[:, None]
         return self.output(y.masked_fill(beyond[..., None], -torch.inf).amax(1))
 
 

@@ -105,7 +105,7 @@ class EchoStateNetwork(nn.Module):
         # in float64, since the states have much in common: their products are nearly singular
         echo = nn.functional.pad(states[washout:, 0].double(), (0, 1), value=1.0)
         target = series[1 + washout :].double()
-        products = echo.t() @ echo + ridge * len(echo) * torch.eye(echo.shape[1], dtype=echo.dtype)
+        products = echo.t() @ echo + ridge * len(echo) * torch.eye(echo.shape[1], dtype=echo.dtype, device=echo.device)
         found = torch.linalg.solve(products, echo.t() @ target)
         self.readout.copy_(found)
         return target - echo @ found

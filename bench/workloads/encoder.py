@@ -243,7 +243,7 @@ class Encoder(Workload):
 
 def losses(scores: Tensor) -> Tensor:
     """The loss of each pair of a batch in nats, ``(B,)``: to find the function, and to find the docstring."""
-    own = torch.arange(len(scores))
+    own = torch.arange(len(scores), device=scores.device)
     return (cross_entropy(scores, own, reduction="none") + cross_entropy(scores.t(), own, reduction="none")) / 2
 
 

@@ -253,7 +253,8 @@ def jacobian_norms(layer: nn.RNNBase, x: Tensor) -> dict[str, list[float]]:
         By the state's name, "h" and "c": Frobenius norms over √H, root mean squares over the sequences.
     """
     hidden, rows = layer.hidden_size, x.shape[1]
-    upstream = torch.eye(hidden, dtype=x.dtype).repeat(rows, 1)  # (B*H, H): a unit vector for each row of a Jacobian
+    # (B*H, H): a unit vector for each row of a Jacobian
+    upstream = torch.eye(hidden, dtype=x.dtype, device=x.device).repeat(rows, 1)
     found: dict[str, list[float]] = {}
     for distance in DISTANCES:
         with torch.no_grad():

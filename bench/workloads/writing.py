@@ -63,7 +63,7 @@ def teacher_forcing(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Shape: ``(T, B)`` each, where T - 1 is the length of the longest text, of character numbers ``(T_b,)``.
     """
-    end = torch.tensor([END])
+    end = texts[0].new_tensor([END])
     before = pad_sequence([torch.cat((end, text)) for text in texts], padding_value=END)
     return before, pad_sequence([torch.cat((text, end)) for text in texts], padding_value=IGNORED)
 
@@ -88,23 +88,24 @@ def beam_search(write: Writer, state: State, width: int, longest: int) -> tuple[
         The likeliest text that was found for each row, as character numbers ``(B, T)``, and the logarithms of their
         probabilities ``(B,)``.
     """
-    rows = (state[0] if isinstance(state, tuple) else state).shape[1]
-    state = _select(state, torch.arange(rows).repeat_interleave(width))
-    written = torch.empty(rows, width, 0, dtype=torch.long)
-    last = torch.full((rows, width), END)
-    ended = torch.zeros(rows, width, dtype=torch.bool)
-    scores = torch.full((rows, width), -torch.inf)
+    h = state[0] if isinstance(state, tuple) else state
+    rows, device = h.shape[1], h.device
+    state = _select(state, torch.arange(rows, device=device).repeat_interleave(width))
+    written = torch.empty(rows, width, 0, dtype=torch.long, device=device)
+    last = torch.full((rows, width), END, device=device)
+    ended = torch.zeros(rows, width, dtype=torch.bool, device=device)
+    scores = torch.full((rows, width), -torch.inf, device=device)
     scores[:, 0] = 0  # all beginnings are alike at first: one of them is enough
     for _ in range(longest):
         logits, state = write(last.view(1, -1), state)
         steps = log_softmax(logits, dim=-1).view(rows, width, -1)
         symbols = steps.shape[-1]
-        only_end = torch.full((symbols,), -torch.inf, dtype=steps.dtype)
+        only_end = torch.full((symbols,), -torch.inf, dtype=steps.dtype, device=device)
         only_end[END] = 0  # what has ended stays as it is, and as likely
         steps = torch.where(ended.unsqueeze(-1), only_end, steps)
         scores, chosen = (scores.unsqueeze(-1) + steps).flatten(1).topk(width)
         origin, last = chosen // symbols, chosen % symbols
-        state = _select(state, (torch.arange(rows)[:, None] * width + origin).flatten())
+        state = _select(state, (torch.arange(rows, device=device)[:, None] * width + origin).flatten())
         written = torch.cat((written.gather(1, origin.unsqueeze(-1).expand_as(written)), last.unsqueeze(-1)), dim=-1)
         ended = ended.gather(1, origin) | (last == END)
         if ended[:, 0].all():  # whatever goes on can only become less likely
