@@ -2,8 +2,9 @@
 ``report`` show what was measured.
 
 ``gpu-decide`` writes what follows from rows of a GPU where plans find it; ``host`` measures, without a GPU, what calls
-for one take on the CPU; ``kernels`` compiles the Triton kernels and shows what they are made of. rich and matplotlib
-are imported where they are used: a GPU is measured where there may be neither.
+for one take on the CPU; ``threads`` measures layers that are short of cores; ``kernels`` compiles the Triton kernels
+and shows what they are made of. rich and matplotlib are imported where they are used: a GPU is measured where there may
+be neither.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import contestants, cpu, host, packed, resets, results, roofline, scaling, streaming, tape, weights
+from bench import contestants, cpu, host, packed, resets, results, roofline, scaling, streaming, tape, threads, weights
 from bench.check import MismatchError
 from bench.gpu import command, decide, precompile
 from bench.grid import CELLS, GRIDS
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     decide.add_parser(commands)
     precompile.add_parser(commands)
     host.add_parser(commands)
+    threads.add_parser(commands)
     draw = commands.add_parser("plot", help="draw a results file")
     draw.set_defaults(run=_plot)
     draw.add_argument("results", type=Path, help="a file of JSON lines")

@@ -2,8 +2,6 @@
 
 #include "inference.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "panels.h"
@@ -34,13 +32,12 @@ void infer_in(const cpu::Kernels<C>& kernels, const Inference& given) {
   const int64_t width = cpu::pre_width(given.cell);
   const auto read = [](const void* p) { return static_cast<const C*>(p); };
   const auto state = [&](const void* p, int64_t d) { return p == nullptr ? nullptr : read(p) + d * B * H; };
-  const int threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
 
   cpu::Layer<C> layer;
-  layer.plan = cpu::make_plan(
-      cpu::problem_of(given.cell, {T, B, I, H}, given.directions, kernels.lanes, sizeof(C), false, threads));
+  layer.plan = cpu::plan_here(
+      cpu::problem_of(given.cell, {T, B, I, H}, given.directions, kernels.lanes, sizeof(C), false, torch_threads()));
   const int shares = layer.plan.shares();
-  layer.cell = given.cell, layer.I = I, layer.H = H, layer.directions = given.directions;
+  layer.cell = given.cell, layer.I = I, layer.H = H, layer.directions = given.directions, layer.s1 = T;
   layer.packed = T > 1, layer.half_weights = given.half_weights;
   layer.seq = dense(T, B, layer.plan.team_shares);
   layer.x.data = static_cast<const char*>(given.x), layer.x.item = sizeof(C);
@@ -83,7 +80,9 @@ void infer_in(const cpu::Kernels<C>& kernels, const Inference& given) {
     add(w.w_hh, H, &dir.weights.w_hh);
   }
   panels.pack(shares > 1);
-  in_parts(shares, true, [&](int64_t lo, int64_t hi) { kernels.forward(layer, lo, hi); });
+  in_shares(
+      layer.plan, [&](int64_t lo, int64_t hi) { kernels.forward(layer, lo, hi); },
+      [&](int64_t lo, int64_t hi) { return layer.work(lo, hi); });
 }
 
 }  // namespace

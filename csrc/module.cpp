@@ -8,6 +8,7 @@
 #include <string>
 
 #include "call.h"
+#include "cpu/cores.h"
 #include "shortcut.h"
 #include "weights.h"
 
@@ -51,15 +52,59 @@ PyObject* cpu_plan(PyObject*, PyObject* args) {
     const bool wide = std::strcmp(dtype, "float64") == 0;
     const int lanes = wide ? isa().f64->lanes : isa().f32->lanes;
     const Problem problem = problem_of(fastrnn::parse_cell(cell), {steps, batch, inputs, hidden}, directions, lanes,
-                                       wide ? 8 : 4, false, pool_usable() ? threads : 1);
-    return PyUnicode_FromString((std::string(isa().name) + ", " + describe(make_plan(problem))).c_str());
+                                       wide ? 8 : 4, false, threads);
+    std::string why;
+    const std::string how = std::string(isa().name) + ", " + describe(plan_here(problem, &why));
+    return PyUnicode_FromString((why.empty() ? how : how + " (" + why + ")").c_str());
+  });
+}
+
+PyObject* cpu_cores(PyObject*, PyObject*) {
+  return guarded([] { return PyLong_FromLong(fastrnn::cpu::cores()); });
+}
+
+PyObject* cpu_assume(PyObject*, PyObject* args) {
+  int cores = 0, busy = 0;
+  if (!PyArg_ParseTuple(args, "ip", &cores, &busy)) return nullptr;
+  fastrnn::cpu::assume_cores(cores, busy != 0);
+  Py_RETURN_NONE;
+}
+
+PyObject* cpu_quota(PyObject*, PyObject* args) {
+  const char* root = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &root)) return nullptr;
+  return guarded([&] { return PyFloat_FromDouble(fastrnn::cpu::quota(root)); });
+}
+
+PyObject* cpu_ledger(PyObject*, PyObject* entries) {
+  return guarded([&]() -> PyObject* {
+    fastrnn::cpu::Ledger ledger;
+    PyObject* const found = PyList_New(0);
+    for (Py_ssize_t i = 0; i < PyList_Size(entries); ++i) {
+      long long alone = 0, took = 0, time = 0;
+      if (!PyArg_ParseTuple(PyList_GetItem(entries, i), "LLL", &alone, &took, &time)) {
+        Py_DECREF(found);
+        return nullptr;
+      }
+      ledger.enter(alone, took, time);
+      PyObject* const until = PyLong_FromLongLong(ledger.until());
+      PyList_Append(found, until);
+      Py_XDECREF(until);
+    }
+    return found;
   });
 }
 
 PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
     {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
-    {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run: instruction set and threads."},
+    {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run now: instruction set and threads."},
+    {"cpu_cores", cpu_cores, METH_NOARGS, "The cores that threads of this process may have."},
+    {"cpu_assume", cpu_assume, METH_VARARGS,
+     "For tests: have there be as many cores, and others keep one busy or none; 0 cores: as it is."},
+    {"cpu_quota", cpu_quota, METH_VARARGS, "CPU seconds a second that control groups allow, by files below a folder."},
+    {"cpu_ledger", cpu_ledger, METH_O,
+     "After each entry (alone, took, time) of a ledger: until when one thread works alone; 0: threads work."},
     {"shortcut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::shortcut)), METH_FASTCALL,
      "A call of a stack of layers, or of a cell, without gradients."},
     {"flat_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::flat_weights)), METH_FASTCALL,

@@ -59,7 +59,7 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
   }
   pass.pack(true, false, false);
   if (B > 0) {
-    pass.parallel(layer.plan.shares(), [&](int64_t lo, int64_t hi) { pass.kernels.forward(layer, lo, hi); });
+    pass.shares([&](int64_t lo, int64_t hi) { pass.kernels.forward(layer, lo, hi); });
   }
   return {y, as(h_n, storage), has_c ? as(c_n, storage) : empty_result(x, storage), cells, tape};
 }
@@ -146,7 +146,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     pass.parallel((layer.s1 - layer.s0) * D, [&](int64_t lo, int64_t hi) { pass.kernels.gather(layer, lo, hi); });
     pass.barriers.reset(new cpu::Barrier[layer.plan.teams]);
     layer.barriers = pass.barriers.get();
-    pass.parallel(layer.plan.shares(), [&](int64_t lo, int64_t hi) { pass.kernels.backward(layer, lo, hi); });
+    pass.shares([&](int64_t lo, int64_t hi) { pass.kernels.backward(layer, lo, hi); });
     for (int64_t d = 0; d < D; ++d) {
       const int64_t t0 = d == 1 ? T - layer.s1 : layer.s0, t1 = d == 1 ? T - layer.s0 : layer.s1;
       const int64_t rows = call.compact[t1] - call.compact[t0];

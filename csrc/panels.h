@@ -1,12 +1,11 @@
 // Weights on their way into the panels that a pass reads: all of its matrices side by side, one a thread.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "cpu/rnn.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace fastrnn {
@@ -31,16 +30,6 @@ Matrix<C> pairs(const uint16_t* from, int64_t n, int64_t K) {
     from = to;
   }
   return {reinterpret_cast<const C*>(from), even / 2, 1};
-}
-
-// f(lo, hi) over parts of [0, n), on torch's threads if `parallel`.
-template <class F>
-void in_parts(int64_t n, bool parallel, const F& f) {
-  if (n == 1 || !parallel) {
-    if (n > 0) f(0, n);
-  } else {
-    torch::stable::parallel_for(0, n, 1, f);
-  }
 }
 
 template <class C>

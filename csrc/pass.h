@@ -22,6 +22,8 @@ struct Pass {
   const cpu::Kernels<C>& kernels;
   cpu::Layer<C> layer;
   int64_t width;
+  int products;            // parts of a large product of matrices: one for each thread that might help, now or not,
+  bool parallel_products;  // and whether they do
   Workspace memory;
   std::vector<Tensor> kept;  // whatever the layer points to beside it
   std::vector<int64_t> row_start;
@@ -29,12 +31,13 @@ struct Pass {
 
   Pass(const Call& c, bool backward)
       : call(c), kernels(kernels_of(C{}, c.x.scalar_type())), width(cpu::pre_width(c.cell)) {
-    const int threads = cpu::pool_usable() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
-    layer.plan = cpu::make_plan(
-        cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C), backward, threads));
+    layer.plan = cpu::plan_here(cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C),
+                                                backward, torch_threads()));
+    products = backward ? std::min(torch_threads(), cpu::cores()) : 1;
+    parallel_products = layer.plan.shares() > 1 || (products > 1 && cpu::threads_help(torch_threads()));
     layer.packed = c.T > 1 || kernels.bf16;
     layer.half_weights = c.weights[1].scalar_type() == ScalarType::BFloat16 && !kernels.bf16;
-    layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions;
+    layer.cell = c.cell, layer.I = c.I, layer.H = c.H, layer.directions = c.directions, layer.s1 = c.T;
     split_rows();
     layer.seq = {c.T, c.B, c.alive.data(), c.order.data(), c.first.data(), c.compact.data(), row_start.data()};
     if (c.reset) {
@@ -136,6 +139,12 @@ struct Pass {
   template <class F>
   void parallel(int64_t n, const F& f) {
     in_parts(n, layer.plan.shares() > 1, f);
+  }
+
+  // f(lo, hi) over the shares of the plan.
+  template <class F>
+  void shares(const F& f) {
+    in_shares(layer.plan, f, [&](int64_t lo, int64_t hi) { return layer.work(lo, hi); });
   }
 };
 

@@ -74,6 +74,7 @@ class WeightGradients {
   static constexpr int64_t kLine = 64 / sizeof(C);        // numbers of a cache line
   static constexpr int64_t kNarrow = 16, kSmall = 32768;  // columns, and numbers of a gradient, that are not aten's
   static constexpr int64_t kBlock = 512, kGroup = 16;     // rows of a product of aten's, and products of a group
+  static constexpr int64_t kManyFactors = 1 << 20;        // of a product that is worth several threads
 
   struct Weight {
     int64_t columns;
@@ -174,8 +175,24 @@ class WeightGradients {
     return torch::stable::from_blob(const_cast<void*>(data), sizes, strides, pass_.call.x.device(), dtype);
   }
 
-  // to = left' right, in the factors' type
+  // to = left' right, in the factors' type: by parts of left's columns, each by one thread, so that the bits do not
+  // depend on whether threads help at the moment.
   void multiply(const Factor& left, const Factor& right, C* to) const {
+    const bool is_large = left.columns * right.columns * left.rows > kManyFactors;
+    const int64_t parts = is_large ? std::clamp<int64_t>(left.columns / kNarrow, 1, pass_.products) : 1;
+    const auto start = [&](int64_t part) {
+      return part == parts ? left.columns : left.columns * part / parts / kLine * kLine;
+    };
+    in_parts(parts, pass_.parallel_products, [&](int64_t lo, int64_t hi) {
+      for (int64_t part = lo; part < hi; ++part) {
+        const int64_t c0 = start(part), c1 = start(part + 1);
+        multiply_part(left.part(c0, c1 - c0), right, reinterpret_cast<char*>(to) + c0 * right.columns * left.item);
+      }
+    });
+  }
+
+  void multiply_part(const Factor& left, const Factor& right, void* to) const {
+    const OneThread one;
     const Tensor a = view(left.data, {left.columns, left.rows}, {1, left.row}, left.item);
     const Tensor b = view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item);
     const Tensor out = view(to, {left.columns, right.columns}, {right.columns, 1}, left.item);

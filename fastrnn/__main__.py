@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import fastrnn
-from fastrnn import _cuda, _ops, _tune_command, nn, reference
+from fastrnn import _C, _cuda, _ops, _tune_command, nn, reference
 from fastrnn._accuracy import allowed, away_from_the_kink, error
 from fastrnn.explain import table
 
@@ -49,7 +49,7 @@ def main() -> int:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton,
-        "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {torch.get_num_threads()} threads",
+        "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {_threads()}",
         "GPU": f"torch's own engine, or what tuning found faster: {'; '.join(gpus)}" if gpus else "none",
     }
     for name, value in report.items():
@@ -58,6 +58,11 @@ def main() -> int:
     rows = [(name, str(dtype)[6:], *check(name, dtype)) for name in reference.CELLS for dtype in DTYPES]
     print(table([("cell", "dtype", "output error", "torch.nn's", "gradient error", "torch.nn's", "verdict"), *rows]))
     return 0 if all(row[-1] == "right" for row in rows) else 1
+
+
+def _threads() -> str:
+    threads, cores = torch.get_num_threads(), _C.cpu_cores()
+    return f"{threads} threads" if threads <= cores else f"{threads} threads of torch's on {cores} cores"
 
 
 def check(cell: str, dtype: torch.dtype) -> tuple[str, ...]:

@@ -49,6 +49,14 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def a_core_for_each_thread() -> None:
+    """Have work split as on a machine with many cores and nobody else: how is not a matter of where the tests run."""
+    from fastrnn import _C
+
+    _C.cpu_assume(64, False)
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start each test from the same random state, whichever tests ran before it."""
     torch.manual_seed(0)

@@ -160,6 +160,7 @@ def in_a_process(code: str, **environment: str) -> str:
     from fastrnn.reference import CELLS
     from layers import draw, fast, run
     from test_determinism import by_row
+    _C.cpu_assume(64, False)
     torch.manual_seed(0)
     """
     done = subprocess.run(

@@ -20,6 +20,7 @@ def test_the_report_and_the_check(capsys: pytest.CaptureFixture[str], monkeypatc
     assert values["fastrnn"] == fastrnn.__version__
     assert values["torch"] == torch.__version__
     assert f"C++ engine with {_C.cpu_isa()}, of {', '.join(_C.cpu_isas())}" in values["CPU"]
+    assert values["CPU"].endswith(f"{torch.get_num_threads()} threads")
     rows = [line.split() for line in check.splitlines()[2:]]
     assert [(cell, dtype) for cell, dtype, *_ in rows] == [
         (cell, dtype)
@@ -62,3 +63,14 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("fastrnn: FASTRNN_CPU_ISA=mmx: expected ")
     assert "Traceback" not in result.stderr
+
+
+def test_the_report_of_more_threads_than_cores(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fastrnn"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(program, "check", lambda *_: ("right",) * 5)
+    _C.cpu_assume(2, False)
+    assert program.main() == 0
+    assert "; 8 threads of torch's on 2 cores\n" in capsys.readouterr().out

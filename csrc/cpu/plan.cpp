@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "cpu/cores.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -19,6 +21,13 @@ constexpr double kNearBytes = 100e9;      // weights that fit the second-level c
 constexpr double kFarBytes = 25e9;        // weights that do not
 constexpr double kBarrierSeconds = 4e-7;  // one barrier between threads that are running
 constexpr double kRegionSeconds = 8e-6;   // entering and leaving a parallel region
+constexpr double kLateSeconds = 4e-5;     // the same where its threads have to wait for each other's cores,
+constexpr double kTurnSeconds = 1.5e-5;   // and for each of them
+
+constexpr int kSpins = 256;    // pauses of a wait that is short: longer than a step's shares are apart
+constexpr int kPauses = 1024;  // after which others need this core, as when more threads run than there are cores
+
+thread_local int64_t waited_here = 0;  // nanoseconds
 
 int64_t second_level_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -39,25 +48,27 @@ double step_seconds(double rows, double bytes, int element) {
 
 Plan make_plan(const Problem& p) {
   Plan plan;
-  plan.teams = p.directions == 2 && p.threads % 2 == 0 ? 2 : 1;
+  const int threads = std::min(p.threads, p.cores);
+  const double region = p.threads > p.cores ? p.regions * (kLateSeconds + p.threads * kTurnSeconds) : kRegionSeconds;
+  plan.teams = p.directions == 2 && threads % 2 == 0 ? 2 : 1;
   const double weights = static_cast<double>(p.gates) * p.H * p.H * p.element;
   const double steps = static_cast<double>(p.T) * p.directions / plan.teams;
-  const int most = std::max(1, p.threads / plan.teams);
-  double best = steps * step_seconds(static_cast<double>(p.B), weights, p.element) + (plan.teams - 1) * kRegionSeconds;
-  if (plan.teams == 2 && best + kRegionSeconds > 2 * (best - kRegionSeconds)) {
+  const int most = std::max(1, threads / plan.teams);
+  double best = steps * step_seconds(static_cast<double>(p.B), weights, p.element) + (plan.teams - 1) * region;
+  if (plan.teams == 2 && best + region > 2 * (best - region)) {
     plan.teams = 1;
-    best = 2 * (best - kRegionSeconds);
+    best = 2 * (best - region);
   }
   for (int n = 2; n <= most; ++n) {
     if (n <= p.B) {
       const double rows = static_cast<double>((p.B + n - 1) / n);
-      const double t = steps * step_seconds(rows, weights, p.element) + kRegionSeconds;
+      const double t = steps * step_seconds(rows, weights, p.element) + region;
       if (t < best) best = t, plan.team_shares = n, plan.by_units = false;
     }
     if (n <= p.unit_panels) {
       const double part = static_cast<double>((p.unit_panels + n - 1) / n) / p.unit_panels;
-      const double t = steps * (step_seconds(static_cast<double>(p.B), weights * part, p.element) + kBarrierSeconds) +
-                       kRegionSeconds;
+      const double t =
+          steps * (step_seconds(static_cast<double>(p.B), weights * part, p.element) + kBarrierSeconds) + region;
       if (t < best) best = t, plan.team_shares = n, plan.by_units = true;
     }
   }
@@ -75,6 +86,24 @@ Plan make_plan(const Problem& p) {
   return plan;
 }
 
+Plan plan_here(Problem problem, std::string* why) {
+  const Plan usual = make_plan(problem);
+  if (usual.shares() == 1) return usual;  // so that short calls ask nobody
+  problem.cores = cores();
+  Plan plan = problem.threads > problem.cores ? make_plan(problem) : usual;
+  const bool crowded = plan.shares() > 1 && others_are_busy(), forked = !pool_usable();
+  if (crowded || forked) problem.threads = 1, plan = make_plan(problem);
+  if (why != nullptr && plan.shares() < usual.shares()) {
+    *why = forked    ? "a forked process has no others"
+           : crowded ? "others keep a core busy: more are tried again soon"
+                     : "torch's " + std::to_string(problem.threads) + " have " + std::to_string(problem.cores) +
+                           (problem.cores == 1 ? " core" : " cores");
+  }
+  return plan;
+}
+
+bool threads_help(int threads) { return threads > 1 && pool_usable() && threads <= cores() && !others_are_busy(); }
+
 std::string describe(const Plan& plan) {
   std::string text = plan.teams == 2 ? "a team of threads a direction, " : "";
   if (plan.team_shares == 1) return text + (plan.teams == 2 ? "one thread each" : "one thread");
@@ -88,9 +117,10 @@ bool pool_usable() {
 }
 
 void Barrier::wait(int64_t phase, int64_t shares) const {
-  // Spin for about a step's time; then others need this core, as when more threads run than there are cores.
+  int64_t since = 0;
   for (int spins = 0; arrived_.load(std::memory_order_acquire) < phase * shares; ++spins) {
-    if (spins > 4096) {
+    if (spins == kSpins) since = now();
+    if (spins > kPauses) {
       std::this_thread::yield();
       continue;
     }
@@ -100,6 +130,9 @@ void Barrier::wait(int64_t phase, int64_t shares) const {
     asm volatile("yield");
 #endif
   }
+  if (since != 0) waited_here += now() - since;
 }
+
+int64_t Barrier::waited() { return waited_here; }
 
 }  // namespace fastrnn::cpu

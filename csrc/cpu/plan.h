@@ -15,7 +15,9 @@ struct Problem {
   int gates = 0, width = 0, directions = 1;  // width: values per unit in the pre-activation buffer
   int element = 4;                           // bytes of the compute type
   int unit_panels = 1;                       // forward panels of units: no finer split is possible
-  int threads = 1;
+  int regions = 2;                           // parallel regions of a pass
+  int threads = 1;                           // torch's, all of which a region wakes
+  int cores = 1 << 20;                       // no more shares than that
 };
 
 // A team computes one direction, or both in turn; its shares split either the rows (nothing to wait for) or the hidden
@@ -32,8 +34,15 @@ struct Plan {
 
 Plan make_plan(const Problem& problem);
 
+// The plan for a problem of torch's threads, here and now: with no more shares than there are cores, or with one where
+// threads do not come, or come late. `why`, where it is not null, gets the reason for fewer than there might be, or "".
+Plan plan_here(Problem problem, std::string* why = nullptr);
+
 // "rows split over 2 threads" and the like.
 std::string describe(const Plan& plan);
+
+// Whether more than one thread can be expected to help, of as many as a parallel region wakes.
+bool threads_help(int threads);
 
 // False in a process forked from one whose thread pool this engine has used: the pool's threads did not come along, and
 // waiting for them would hang.
@@ -42,9 +51,11 @@ bool pool_usable();
 // A barrier for shares of which one thread may hold several: it arrives with their number.
 class alignas(64) Barrier {
  public:
-  // Returns when `shares` arrivals of the phase (1, 2, …) have come.
   void arrive(int64_t arrivals) { arrived_.fetch_add(arrivals, std::memory_order_acq_rel); }
+  // Returns when `shares` arrivals of the phase (1, 2, …) have come.
   void wait(int64_t phase, int64_t shares) const;
+  // Nanoseconds that the calling thread has waited at barriers, waits that are short in any case left out.
+  static int64_t waited();
 
  private:
   std::atomic<int64_t> arrived_{0};

@@ -113,8 +113,27 @@ struct Layer {
   char* scratch = nullptr;   // (shares, plan.scratch) workspace
   Direction<C> dir[2];
   Barrier* barriers = nullptr;  // one a team
-  int64_t s0 = 0, s1 = 0;       // backward: the chunk of processing steps
+  int64_t s0 = 0, s1 = 0;       // the chunk of processing steps; forward: all
   bool lean = false;            // backward: recompute the gates
+
+  // The part that shares [lo, hi) have of the work on the chunk.
+  double work(int64_t lo, int64_t hi) const {
+    const int64_t n = plan.team_shares;
+    if (plan.by_units) return static_cast<double>(hi - lo) / plan.shares();
+    int64_t mine = 0, all = 0;  // rows of steps
+    for (int64_t d = 0; d < directions; ++d) {
+      for (int64_t s = s0; s < s1; ++s) {
+        const int64_t alive = seq.alive[d == 1 ? seq.T - 1 - s : s];
+        all += alive;
+        for (int64_t share = lo; share < hi; ++share) {
+          if (plan.teams == 2 && share / n != d) continue;
+          const int64_t first = seq.row_start[share % n], end = seq.row_start[share % n + 1];
+          if (alive > first) mine += (alive < end ? alive : end) - first;
+        }
+      }
+    }
+    return all > 0 ? static_cast<double>(mine) / static_cast<double>(all) : 0;
+  }
 };
 
 template <class C>
@@ -202,6 +221,7 @@ inline Problem problem_of(Cell cell, Sizes sizes, int directions, int lanes, int
   problem.directions = directions;
   problem.element = element;
   problem.unit_panels = static_cast<int>((sizes.H + units - 1) / units);
+  problem.regions = backward ? 10 : 2;
   problem.threads = threads;
   return problem;
 }
