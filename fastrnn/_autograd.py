@@ -17,7 +17,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from fastrnn import _ops, reference
+from fastrnn import _onednn, _ops, reference
+from fastrnn._changes import Changes
 from fastrnn._dynamo import tracing, untraced
 from fastrnn.reference import CELLS
 
@@ -106,7 +107,7 @@ class _Rule(_SingleLevelFunction):
     """What the rules share."""
 
     @staticmethod
-    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
         """What compiled autograd knows a node by; :class:`torch.autograd.Function` has the same."""
         return (ctx._autograd_function_id,)
 
@@ -132,7 +133,14 @@ class _Layer(_Rule):
 
 
 class _LayerForward(_Rule):
-    """``fastrnn::layer_forward``."""
+    """``fastrnn::layer_forward``.
+
+    Backward reads y and, of a full tape, the cells, which the caller holds and may change in place. Torch's own layers
+    allow that, but where their backward reads the output as well (:func:`fastrnn._onednn.keeps_output`). A copy of y
+    would double what the lean tape keeps, and an RNN. So the memory is shared, changes are counted, and who changed
+    something pays: the layer is computed again, from tensors that torch lets nobody change. Where a compiler or a
+    transform is at work, which have their own ways to count, the caller gets a copy.
+    """
 
     @staticmethod
     @untraced
@@ -141,15 +149,27 @@ class _LayerForward(_Rule):
         outputs = _engine(
             _ops.layer_forward, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:]
         )
-        y, _, _, cells, tape = outputs
+        y, h_n, c_n, cells, tape = outputs
+        # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
+        kept = cells if layout.tape == "full" else cells.new_empty(0)
+        shared = [y, cells] if layout.cells and layout.tape == "full" else [y]
+        if tracing() or torch._C._are_functorch_transforms_active():
+            given = [_engine(torch.clone, t) for t in shared]
+            ctx.changes, outputs = (), (given[0], h_n, c_n, given[1] if given[1:] else cells, tape)
+        else:
+            ctx.changes = tuple(Changes(t) for t in shared)
+            ctx.refused = _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes)
+            y, kept = y.data, kept.data  # which have counts of their own
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape, *_constants(layout, *outputs[:OUTPUTS]))
-        # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
-        kept = cells if layout.tape == "full" else cells.new_empty(0)
         ctx.save_for_backward(*sizes, x, h0, c0, y, kept, tape, *weights)
         ctx.save_for_forward(*sizes, *tensors)
         return outputs  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        return (ctx._autograd_function_id, any(ctx.changes))  # what backward does depends on that
 
     @staticmethod
     @untraced
@@ -167,6 +187,14 @@ class _LayerForward(_Rule):
         needs, layout = ctx.needs_input_grad[2:], ctx.layout
         batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
         sizes = (batch_sizes, lengths, reset)
+        if any(ctx.changes):
+            if ctx.refused:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"the output of a layer ({layout.cell}), which torch.nn's backward needs here as well"
+                )
+            args = (layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:])
+            y, _, _, cells, tape = _engine(_ops.layer_forward, *args)
         if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
             # torch.autograd.grad(…, is_grads_batched=True), whose gradients only torch's own operators take
             found = _pull(_outputs(layout, sizes), (x, h0, c0, *weights), arriving)
