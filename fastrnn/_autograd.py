@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fastrnn import _onednn, _ops, reference
-from fastrnn._changes import Changes
+from fastrnn._changes import changed, counter
 from fastrnn._dynamo import tracing, untraced
 from fastrnn.reference import CELLS
 
@@ -54,7 +54,7 @@ def layer(
         return _ops.layer(*args)  # type: ignore[no-any-return]
     if _wants_gradients(x, h0, c0, *weights):
         sizes = (batch_sizes, lengths, reset)
-        return _LayerForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
+        return _OrdinaryForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
     return _engine(_ops.layer, *args)  # type: ignore[no-any-return]
 
 
@@ -144,22 +144,23 @@ class _LayerForward(_Rule):
 
     @staticmethod
     @untraced
-    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any, is_ordinary: bool = False) -> _ops.TapedOutputs:
         x, h0, c0, *weights = tensors
         outputs = _engine(
             _ops.layer_forward, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:]
         )
-        y, h_n, c_n, cells, tape = outputs
+        y, _, _, cells, tape = outputs
         # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
         kept = cells if layout.tape == "full" else cells.new_empty(0)
-        shared = [y, cells] if layout.cells and layout.tape == "full" else [y]
-        if tracing() or torch._C._are_functorch_transforms_active():
-            given = [_engine(torch.clone, t) for t in shared]
-            ctx.changes, outputs = (), (given[0], h_n, c_n, given[1] if given[1:] else cells, tape)
+        is_shared = layout.cells and layout.tape == "full"
+        if is_ordinary or not (tracing() or torch._C._are_functorch_transforms_active()):
+            ctx.counters, y = (counter(y),), y.data  # which has a count of its own
+            if is_shared:
+                ctx.counters, kept = (*ctx.counters, counter(kept)), kept.data
         else:
-            ctx.changes = tuple(Changes(t) for t in shared)
-            ctx.refused = _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes)
-            y, kept = y.data, kept.data  # which have counts of their own
+            ctx.counters = ()
+            given = _engine(torch.clone, cells) if is_shared else cells
+            outputs = (_engine(torch.clone, y), *outputs[1:3], given, tape)
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape, *_constants(layout, *outputs[:OUTPUTS]))
@@ -169,7 +170,7 @@ class _LayerForward(_Rule):
 
     @staticmethod
     def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
-        return (ctx._autograd_function_id, any(ctx.changes))  # what backward does depends on that
+        return (ctx._autograd_function_id, changed(ctx.counters))  # what backward does depends on that
 
     @staticmethod
     @untraced
@@ -187,8 +188,8 @@ class _LayerForward(_Rule):
         needs, layout = ctx.needs_input_grad[2:], ctx.layout
         batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
         sizes = (batch_sizes, lengths, reset)
-        if any(ctx.changes):
-            if ctx.refused:
+        if changed(ctx.counters):
+            if _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes):
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"the output of a layer ({layout.cell}), which torch.nn's backward needs here as well"
@@ -207,6 +208,15 @@ class _LayerForward(_Rule):
             dx, dh0, dc0, dweights = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
             found = (dx, dh0, dc0, *dweights)
         return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+
+
+class _OrdinaryForward(_LayerForward):
+    """The same where no compiler, transform or mode is at work (:func:`ordinary`), which takes time to ask."""
+
+    @staticmethod
+    @untraced
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:  # type: ignore[override]
+        return _LayerForward.forward(ctx, layout, sizes, *tensors, is_ordinary=True)
 
 
 class _LayerBackward(_Rule):

@@ -327,7 +327,7 @@ def _stack(
     def restore(t: Tensor) -> Sequences:
         if packed:
             return PackedSequence(t, batch_sizes, order, unorder)
-        t = transposed(t) if stack.batch_first else t
+        t = transposed(t, ordinary) if stack.batch_first else t
         return t if batched else t.squeeze(batch_dim)
 
     if unorder is not None:
