@@ -291,7 +291,7 @@ struct Shortcut {
 
   // y as the caller has it, or null with Python's error set.
   Reference in_the_callers_layout(Reference y) const {
-    return transposed() ? Reference(PyObject_CallMethod(y.get(), "transpose", "ii", 0, 1)) : std::move(y);
+    return transposed() ? Reference(PyObject_CallMethod(y.get(), "transpose_", "ii", 0, 1)) : std::move(y);
   }
 };
 

@@ -18,7 +18,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._device import DeviceContext
 
-from fastrnn import _ops, reference
+from fastrnn import _onednn, _ops, reference
+from fastrnn._changes import changed, counter
 from fastrnn._dynamo import tracing, untraced
 from fastrnn.reference import CELLS
 
@@ -54,7 +55,7 @@ def layer(
         return _ops.layer(*args)  # type: ignore[no-any-return]
     if _wants_gradients(x, h0, c0, *weights):
         sizes = (batch_sizes, lengths, reset)
-        return _LayerForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
+        return _OrdinaryForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
     return _engine(_ops.layer, *args)  # type: ignore[no-any-return]
 
 
@@ -113,7 +114,7 @@ class _Rule(_SingleLevelFunction):
     """What the rules share."""
 
     @staticmethod
-    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
         """What compiled autograd knows a node by; :class:`torch.autograd.Function` has the same."""
         return (ctx._autograd_function_id,)
 
@@ -139,24 +140,44 @@ class _Layer(_Rule):
 
 
 class _LayerForward(_Rule):
-    """``fastrnn::layer_forward``."""
+    """``fastrnn::layer_forward``.
+
+    Backward reads y and, of a full tape, the cells, which the caller holds and may change in place. Torch's own layers
+    allow that, but where their backward reads the output as well (:func:`fastrnn._onednn.keeps_output`). A copy of y
+    would double what the lean tape keeps, and an RNN. So the memory is shared, changes are counted, and who changed
+    something pays: the layer is computed again, from tensors that torch lets nobody change. Where a compiler or a
+    transform is at work, which have their own ways to count, the caller gets a copy.
+    """
 
     @staticmethod
     @untraced
-    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any, is_ordinary: bool = False) -> _ops.TapedOutputs:
         x, h0, c0, *weights = tensors
         outputs = _engine(
             _ops.layer_forward, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:]
         )
         y, _, _, cells, tape = outputs
+        # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
+        kept = cells if layout.tape == "full" else cells.new_empty(0)
+        is_shared = layout.cells and layout.tape == "full"
+        if is_ordinary or not (tracing() or torch._C._are_functorch_transforms_active()):
+            ctx.counters, y = (counter(y),), y.data  # which has a count of its own
+            if is_shared:
+                ctx.counters, kept = (*ctx.counters, counter(kept)), kept.data
+        else:
+            ctx.counters = ()
+            given = _engine(torch.clone, cells) if is_shared else cells
+            outputs = (_engine(torch.clone, y), *outputs[1:3], given, tape)
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape, *_constants(layout, *outputs[:OUTPUTS]))
-        # The lean tape keeps y alone: where the caller asked for the cell states, they are his, not ours.
-        kept = cells if layout.tape == "full" else cells.new_empty(0)
         ctx.save_for_backward(*sizes, x, h0, c0, y, kept, tape, *weights)
         ctx.save_for_forward(*sizes, *tensors)
         return outputs  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        return (ctx._autograd_function_id, changed(ctx.counters))  # what backward does depends on that
 
     @staticmethod
     @untraced
@@ -174,6 +195,14 @@ class _LayerForward(_Rule):
         needs, layout = ctx.needs_input_grad[2:], ctx.layout
         batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
         sizes = (batch_sizes, lengths, reset)
+        if changed(ctx.counters):
+            if _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes):
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"the output of a layer ({layout.cell}), which torch.nn's backward needs here as well"
+                )
+            args = (layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:])
+            y, _, _, cells, tape = _engine(_ops.layer_forward, *args)
         if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
             # torch.autograd.grad(…, is_grads_batched=True), whose gradients only torch's own operators take
             found = _pull(_outputs(layout, sizes), (x, h0, c0, *weights), arriving)
@@ -186,6 +215,15 @@ class _LayerForward(_Rule):
             dx, dh0, dc0, dweights = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
             found = (dx, dh0, dc0, *dweights)
         return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+
+
+class _OrdinaryForward(_LayerForward):
+    """The same where no compiler, transform or mode is at work (:func:`ordinary`), which takes time to ask."""
+
+    @staticmethod
+    @untraced
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:  # type: ignore[override]
+        return _LayerForward.forward(ctx, layout, sizes, *tensors, is_ordinary=True)
 
 
 class _LayerBackward(_Rule):

@@ -74,8 +74,8 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
     if layers:
         time = 1 if batch_first else 0
         state = None if hx is None else hx if cell == "lstm" else (hx,)
-        h, after = by_cells(cell, input.squeeze(time), state, params, layers)
-        return h.unsqueeze(time), after if cell == "lstm" else after[0]
+        y, after = by_cells(cell, input.squeeze(time), state, params, layers, time)
+        return y, after if cell == "lstm" else after[0]
     if hx is None:
         zeros = params[1].new_zeros(input.shape[0], params[1].shape[1])  # dense, whatever the input is
         hx = (zeros, zeros) if cell == "lstm" else zeros
@@ -83,7 +83,7 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
 
 
 def by_cells(
-    cell: str, x: Tensor, state: Sequence[Tensor] | None, params: Sequence[Tensor], layers: int
+    cell: str, x: Tensor, state: Sequence[Tensor] | None, params: Sequence[Tensor], layers: int, time: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A step of unidirectional layers by torch's operators for cells, which take less time than those for layers.
 
@@ -91,9 +91,10 @@ def by_cells(
         cell, params, layers: as in :func:`call`.
         x: ``(B, I)``.
         state: ``h0`` and, for an LSTM, ``c0``, each ``(layers, B, H)``; None or empty for zeros.
+        time: the output's dimension of time.
 
     Returns:
-        The output ``(B, H)``, and the states like ``state``.
+        The output, ``(1, B, H)`` or ``(B, 1, H)``, and the states like ``state``.
     """
     step, each, is_lstm = getattr(_VF, f"{cell}_cell"), len(params) // layers, cell == "lstm"
     if not state:
@@ -106,5 +107,5 @@ def by_cells(
         after.append(step(x, given[k], *params[k * each : (k + 1) * each]))
         x = after[-1][0] if is_lstm else after[-1]
     states = zip(*after, strict=True) if is_lstm else (after,)
-    # copies: the output may be changed in place
-    return x, tuple(torch.stack(s) if layers > 1 else s[0].clone().unsqueeze(0) for s in states)
+    # copies, and no views: each may be changed or detached in place, and backward may need what the cells gave
+    return torch.stack((x,), time), tuple(map(torch.stack, states))

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fastrnn import _autograd, _shortcut, _validate, _weights, reference
 from fastrnn._autocast import under_autocast
+from fastrnn._changes import transposed
 from fastrnn._validate import Stack, autocast_enabled
 from fastrnn.engine import Plan, plan
 from fastrnn.reference import CELLS
@@ -330,7 +331,7 @@ def _stack(
     def restore(t: Tensor) -> Sequences:
         if packed:
             return PackedSequence(t, batch_sizes, order, unorder)
-        t = t.transpose(0, 1) if stack.batch_first else t
+        t = transposed(t, ordinary) if stack.batch_first else t
         return t if batched else t.squeeze(batch_dim)
 
     if unorder is not None:
@@ -397,8 +398,8 @@ def _torch_cells(
     return_cells: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """The stack's single step on torch's cells."""
-    y, after = _shortcut.by_cells(stack.cell, sequences.x[0], state, params, stack.num_layers)
-    return y.unsqueeze(0), after, None
+    y, after = _shortcut.by_cells(stack.cell, sequences.x[0], state, params, stack.num_layers, time=0)
+    return y, after, None
 
 
 def _torch_layers(
@@ -495,4 +496,4 @@ def _step(
     sequences = _Batch(x.unsqueeze(0), None, None, None)
     initial = tuple(s.unsqueeze(0) for s in state)
     _, after, _ = _layers(chosen, Stack(cell, bias=b_ih is not None), sequences, initial, params, False, by_steps=True)
-    return tuple(s[0] if batched else s[0, 0] for s in after)
+    return tuple(s.squeeze_(0) if batched else s[0, 0] for s in after)  # torch.nn's are no views either

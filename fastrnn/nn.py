@@ -119,8 +119,9 @@ class LSTM(Layers, stock.LSTM):
 
     Beyond :class:`torch.nn.LSTM`: ``lengths``, ``reset`` and ``return_cells`` of :meth:`forward`, and double backward.
 
-    Backward needs the output, as that of :class:`torch.nn.LSTM` does: to change it in place (``relu_``) raises an error
-    there. The states may be changed.
+    What is returned may be changed in place (``relu_``) before the backward pass, which then computes the layer again
+    where it has lost the output to that. Where backward of :class:`torch.nn.LSTM` reads the output and raises an error,
+    so does this one: for dense float32 and 16-bit input in one direction on the CPU, and on CUDA.
 
     ``torch.jit.script`` and :class:`torch.jit.ScriptModule` compile :class:`torch.nn.LSTM` with the very same
     parameters. The model that they are given keeps this layer.

@@ -10,6 +10,7 @@ import torch
 from accuracy import flatten
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from twins import pair
 
 import fastrnn
 
@@ -231,3 +232,53 @@ def test_trace(name: str, layout: str) -> None:
     traced = torch.jit.trace(module, given)
     torch.testing.assert_close(traced(*given), module(*given))
     torch.testing.assert_close(traced(*other), module(*other))
+
+
+def changed(net: nn.Module, x: Tensor) -> Tensor:
+    y, state = net(x)
+    y.mul_(3)
+    (state[0] if isinstance(state, tuple) else state).add_(1)
+    return y.square().sum() + y[0].sum()
+
+
+@pytest.mark.filterwarnings(OF_DYNAMO)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_results_changed_in_place(name: str, inside: bool, batch_first: bool, dynamo: None) -> None:
+    """Whether the compiler sees the change or not."""
+    ours, torchs = pair(name, I, H, batch_first=batch_first, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(changed(torchs, x), x)
+    if inside:
+        loss = torch.compile(changed, backend="aot_eager")(ours, x)
+    else:
+        loss = changed(torch.compile(ours, backend="aot_eager"), x)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, T])
+def test_what_inductor_returned_changed_in_place(steps: int, dynamo: None) -> None:
+    """It knows nothing of changes that are made to a view, and takes out copies."""
+    ours, torchs = pair("GRU", I, H, batch_first=True)
+    x = torch.randn(B, steps, I, requires_grad=True)
+    expected = torch.autograd.grad(changed(torchs, x), x)
+    torch.testing.assert_close(torch.autograd.grad(changed(torch.compile(ours), x), x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of compiled autograd's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Dynamo's own
+def test_compiled_autograd_where_a_result_was_changed_in_place(dynamo: None) -> None:
+    """The graph of a backward pass with nothing changed is none for one with a change."""
+    net, x = fastrnn.GRU(I, H, dtype=torch.float64), torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    for is_changed in (False, True, False):
+        y, _ = net(x)
+        expected = torch.autograd.grad(y.square().sum() * (9 if is_changed else 1), x, retain_graph=True)[0]
+        x.grad = None
+        if is_changed:
+            y.mul_(3)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            y.square().sum().backward()
+        torch.testing.assert_close(x.grad, expected)
