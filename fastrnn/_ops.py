@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _C
+from fastrnn import _C, _flops
+from fastrnn._imports import when_imported
 from fastrnn.reference import CELLS, compute_dtype
 
 LEAN_CHUNK = 64  # steps between two kept cell states of the lean tape; csrc/cpu/rnn.h names the same number
@@ -39,6 +40,8 @@ Gradients = tuple[Tensor, ...]  # dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh
 layer = torch.ops.fastrnn.layer.default
 layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
+
+when_imported("torch.utils.flop_counter", _flops.register)
 
 
 def cpu_isa() -> str:
