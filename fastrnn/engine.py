@@ -96,7 +96,9 @@ def plan(
 
 
 def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | None:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return "a single step in a compiled program: the compiler fuses torch's operators with what is around them"
+    if torch._C._are_functorch_transforms_active():
         return None
     if trains and dtype is not torch.float16:
         return "a single step with gradients: torch's operators take less to call"
