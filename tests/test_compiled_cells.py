@@ -98,3 +98,30 @@ def test_bfloat16_weights_stay_with_the_engine(cell: str) -> None:
     x = torch.randn(B, I)
     assert "fastrnn.layer.default" in graph_of(half, x)
     torch.testing.assert_close(flatten(torch.compile(half, backend="eager")(x)), flatten(half(x)))
+
+
+@ALL
+def test_explain_knows(cell: str) -> None:
+    ours, x = pair(cell)[1], torch.randn(B, I)
+    as_module = torch.compile(ours, backend="eager")
+    in_place = nn.Sequential(pair(cell)[1])
+    in_place.compile(backend="eager")
+    half = fastrnn.convert(pair(cell)[1].requires_grad_(False), weight_dtype=torch.bfloat16)
+    half = torch.compile(half, backend="eager")
+    with torch.no_grad():
+        for net, engine in ((ours, "cpu"), (as_module, "torch"), (in_place, "torch"), (half, "cpu")):
+            assert fastrnn.explain(net, x).layers[0].engine == engine
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_layers_of_a_single_step_are_cells(name: str, train: bool) -> None:
+    net, x = getattr(fastrnn, name)(I, H, num_layers=2), torch.randn(1, B, I)
+    with torch.set_grad_enabled(train):
+        graph = graph_of(net, x)
+        assert not [operator for operator in graph if "fastrnn" in operator]
+        assert len([operator for operator in graph if "cell" in operator]) == 2
+        compiled = torch.compile(net, backend="eager")
+        torch.testing.assert_close(flatten(compiled(x)), flatten(net(x)))
+        assert fastrnn.explain(compiled, x).layers[0].engine == "torch"
+        assert "fastrnn.layer.default" in graph_of(net, torch.randn(2, B, I))
