@@ -1,7 +1,7 @@
 // The module fastrnn._C: loading it registers the operators (ops.cpp), and it says what the engine would do. No
 // exception may leave these functions.
 
-#include <Python.h>
+#include "python.h"
 
 #include <cstring>
 #include <exception>

@@ -1,11 +1,12 @@
-// The operators of fastrnn/_ops.py for CPU tensors. They allocate, run the engine's shares on torch's threads, and
-// leave the larger products of the weight gradients to aten. This file and the headers beside it are the only ones that
-// know torch.
+// The operators of fastrnn/_ops.py: their schemas, and what computes them for CPU tensors. They allocate, run the
+// engine's shares on torch's threads, and leave the larger products of the weight gradients to aten. This file and the
+// headers beside it are the only ones that know torch.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -65,7 +66,7 @@ ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
 }
 
 // ---- Backward ----
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct Gradients {
   OptionalTensor dy, dh_n, dc_n, dcells;
@@ -118,6 +119,14 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
   const int64_t most_rows = std::min(steps, T) * B;
   // x is used where it lies if its rows already lie as the compact buffers have them.
   const bool x_compact = layer.load == nullptr && !call.padded && x.is_contiguous();
+  // The gradients of w_ih, w_hh, b_ih and b_hh, the rows of both directions one below the other.
+  std::array<Tensor, 4> dw;
+  for (size_t i = 0; i < 4; ++i) {
+    const int64_t rows = D * cpu::gate_count(call.cell) * H;
+    const bool wanted = need_weights && (i < 2 || call.bias);
+    const Sizes sizes = i < 2 ? Sizes{rows, i == 0 ? I : H} : Sizes{rows};
+    dw[i] = wanted ? torch::stable::new_empty(x, sizes, compute) : empty_result(x, compute);
+  }
   std::vector<WeightGradients<C>> sums;
   for (int64_t d = 0; d < D; ++d) {
     cpu::Direction<C>& dir = layer.dir[d];
@@ -136,7 +145,12 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
     dir.dgates = pass.workspace(most_rows * pass.width * H);
     dir.h_prev = pass.workspace(most_rows * H);
     if (!x_compact) dir.x_chunk = pass.workspace(most_rows * I);
-    if (need_weights) sums.emplace_back(pass, most_rows, chunks);
+    if (need_weights) {
+      std::array<C*, 4> to;
+      std::transform(dw.begin(), dw.end(), to.begin(),
+                     [&](const Tensor& t) { return pass.data(t) + d * (t.numel() / D); });
+      sums.emplace_back(pass, most_rows, chunks, to);
+    }
   }
   pass.pack(recompute, true, need_x);
 
@@ -163,10 +177,9 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
       }
     }
   }
-  std::vector<Tensor> dweights;
-  for (auto& sum : sums) sum.append_to(dweights);
-  while (dweights.size() < call.weights.size()) dweights.push_back(empty_result(x, storage));
-  return {as(dx, storage), as(dh, storage), as(dc, storage), dweights};
+  for (auto& sum : sums) sum.finish();
+  const auto stored = [&](const Tensor& t) { return as(t, storage); };
+  return {stored(dx), stored(dh), stored(dc), stored(dw[0]), stored(dw[1]), stored(dw[2]), stored(dw[3])};
 }
 
 // ---- The operators ----
@@ -233,6 +246,22 @@ BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTenso
 }
 
 }  // namespace
+
+// The schemas are here and not in Python, so that a program without Python has them as well.
+#define LAYER                                                                                                      \
+  "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, bool bidirectional, Tensor? batch_sizes, Tensor? lengths, " \
+  "Tensor? reset"
+
+STABLE_TORCH_LIBRARY(fastrnn, m) {
+  m.def("layer(str cell, " LAYER ", str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)");
+  m.def("layer_forward(str cell, " LAYER
+        ", str tape, bool cells)"
+        " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor tape)");
+  m.def("layer_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, " LAYER
+        ", Tensor y, Tensor cells, Tensor tape, str tape_kind, bool need_x, bool need_h0, bool need_c0,"
+        " bool need_weights)"
+        " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("layer", TORCH_BOX(&layer));

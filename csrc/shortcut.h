@@ -2,7 +2,7 @@
 // take it leaves to the operators, which say what is wrong with it, if anything.
 #pragma once
 
-#include <Python.h>
+#include "python.h"
 
 namespace fastrnn {
 

@@ -20,12 +20,14 @@ namespace fastrnn {
 template <class C>
 class WeightGradients {
  public:
-  WeightGradients(Pass<C>& pass, int64_t most_rows, int64_t chunks)
+  // to: where the gradients of w_ih, w_hh and, where there are biases, b_ih, b_hh are to be written.
+  WeightGradients(Pass<C>& pass, int64_t most_rows, int64_t chunks, const std::array<C*, 4>& to)
       : pass_(pass),
         gates_(cpu::gate_count(pass.call.cell)),
         H_(pass.call.H),
-        ih_(weight(pass.call.I, chunks * blocks(most_rows))),
-        hh_(weight(pass.call.H, chunks * blocks(most_rows))) {
+        ih_(weight(pass.call.I, chunks * blocks(most_rows), to[0])),
+        hh_(weight(pass.call.H, chunks * blocks(most_rows), to[1])),
+        biases_{to[2], to[3]} {
     if (pass.call.bias) db_.assign(pass.width * H_, 0.0);
     if (!ih_.own || !hh_.own) partial_ = pass.workspace(gates_ * H_ * std::max(ih_.columns, H_));
     if (!pass.kernels.bf16) return;
@@ -53,20 +55,16 @@ class WeightGradients {
     }
   }
 
-  // The gradients of w_ih, w_hh and, where there are biases, b_ih, b_hh, in storage.
-  void append_to(std::vector<Tensor>& gradients) {
-    const ScalarType storage = pass_.call.x.scalar_type();
-    for (const Weight& w : {ih_, hh_}) {
-      finish(w);
-      gradients.push_back(as(w.gradient, storage));
-    }
+  // Once everything is added: write the sums.
+  void finish() {
+    finish(ih_);
+    finish(hh_);
     if (!pass_.call.bias) return;
     for (const bool hidden : {false, true}) {
-      const Tensor b = torch::stable::new_empty(pass_.call.x, Sizes{gates_ * H_}, kScalar<C>);
-      C* const to = Pass<C>::data(b);
       const bool apart = hidden && pass_.call.cell == cpu::Cell::kGru;
-      for (int64_t i = 0; i < gates_ * H_; ++i) to[i] = static_cast<C>(db_[apart && i >= 2 * H_ ? i + H_ : i]);
-      gradients.push_back(as(b, storage));
+      for (int64_t i = 0; i < gates_ * H_; ++i) {
+        biases_[hidden][i] = static_cast<C>(db_[apart && i >= 2 * H_ ? i + H_ : i]);
+      }
     }
   }
 
@@ -78,17 +76,17 @@ class WeightGradients {
 
   struct Weight {
     int64_t columns;
-    bool own;         // multiplied by the engine, into the total, transposed
-    Tensor gradient;  // or else the last group
-    double* total;    // the groups before it; null if there is but one
+    bool own;       // multiplied by the engine, into the total, transposed
+    C* gradient;    // or else the last group
+    double* total;  // the groups before it; null if there is but one
   };
 
-  Weight weight(int64_t columns, int64_t most_blocks) const {
+  Weight weight(int64_t columns, int64_t most_blocks, C* gradient) const {
     const int64_t size = gates_ * H_ * columns;
     const bool own = !pass_.kernels.bf16 && (columns < kNarrow || size <= kSmall);
     double* const total = own || most_blocks > kGroup ? workspace<double>(size) : nullptr;
     if (total != nullptr) std::fill(total, total + size, 0.0);
-    return {columns, own, torch::stable::new_empty(pass_.call.x, Sizes{gates_ * H_, columns}, kScalar<C>), total};
+    return {columns, own, gradient, total};
   }
 
   int64_t rows_of_block(int64_t rows) const { return pass_.kernels.bf16 ? rows : std::min(rows, kBlock); }
@@ -143,7 +141,7 @@ class WeightGradients {
       });
       return;
     }
-    C* const group = Pass<C>::data(w.gradient) + first * right.columns;
+    C* const group = w.gradient + first * right.columns;
     double* const total = w.total + (w.total == nullptr ? 0 : first * right.columns);
     const int64_t step = rows_of_block(left.rows);
     for (int64_t r = 0, block = blocks_; r < left.rows; r += step, ++block) {
@@ -205,7 +203,7 @@ class WeightGradients {
   // The gradient from its parts.
   void finish(const Weight& w) const {
     const int64_t rows = gates_ * H_, n = rows * w.columns;
-    C* const to = Pass<C>::data(w.gradient);
+    C* const to = w.gradient;
     if (w.own) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < w.columns; ++j) to[i * w.columns + j] = static_cast<C>(w.total[j * rows + i]);
@@ -220,6 +218,7 @@ class WeightGradients {
   Pass<C>& pass_;
   int64_t gates_, H_;
   Weight ih_, hh_;
+  std::array<C*, 2> biases_;
   int64_t blocks_ = 0;      // added so far
   std::vector<double> db_;  // by pre-activation column
   C* partial_ = nullptr;

@@ -212,8 +212,8 @@ class _LayerForward(_Rule):
                 *(y, cells, tape, layout.tape, *needs[:3], any(needs[3:])),
             )
             simple = not torch.is_grad_enabled() and ordinary()
-            dx, dh0, dc0, dweights = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
-            found = (dx, dh0, dc0, *dweights)
+            found = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
+            found = _by_weight(found, len(needs), layout.bidirectional)
         return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
 
 
@@ -238,11 +238,10 @@ class _LayerBackward(_Rule):
         ctx: Any, layout: Layout, sizes: Sizes, saved: tuple[Tensor, ...], wanted: tuple[bool, ...], *tensors: Any
     ) -> tuple[Tensor, ...]:
         *layers, weights = (*tensors[:7], list(tensors[7:]))
-        dx, dh0, dc0, dweights = _engine(
+        outputs: tuple[Tensor, ...] = _engine(
             *(_ops.layer_backward, layout.cell, *layers, weights, layout.bidirectional, *sizes, *saved),
             *(layout.tape, *wanted),
         )
-        outputs = (dx, dh0, dc0, *dweights)
         ctx.layout, ctx.there = layout, [g.shape != (0,) for g in outputs]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(g for g, there in zip(outputs, ctx.there, strict=True) if not there))
@@ -254,15 +253,36 @@ class _LayerBackward(_Rule):
     @untraced
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        pushed = _push(_gradients(ctx.layout, saved[:3]), saved[3:], tangents[4:])
+        pushed = _by_direction(_push(_gradients(ctx.layout, saved[:3]), saved[3:], tangents[4:]), ctx.layout)
         return tuple(t if there else None for t, there in zip(pushed, ctx.there, strict=True))
 
     @staticmethod
     @untraced
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        given = [None if g is None or g.shape == (0,) else g for g in grads]
+        given = _by_weight(
+            [None if g is None or g.shape == (0,) else g for g in grads], len(saved) - 7, ctx.layout.bidirectional
+        )
         return (None,) * 4 + _pull(_gradients(ctx.layout, saved[:3]), saved[3:], given)
+
+
+def _by_weight(gradients: Sequence[Tensor | None], count: int, bidirectional: bool) -> tuple[Tensor | None, ...]:
+    """The results of ``fastrnn::layer_backward`` as ``count`` gradients, of ``x, h0, c0, *weights``."""
+    if not bidirectional:
+        return tuple(gradients[:count])
+    rows = gradients[3 : (count + 3) // 2]
+    both = [(None, None) if g is None else g.split_with_sizes((len(g) // 2,) * 2) for g in rows]
+    return (*gradients[:3], *(g for g, _ in both), *(g for _, g in both))
+
+
+def _by_direction(gradients: Sequence[Tensor | None], layout: Layout) -> tuple[Tensor | None, ...]:
+    """The reverse of :func:`_by_weight`."""
+    states, rows = gradients[:3], list(gradients[3:])
+    if layout.bidirectional:
+        each = len(rows) // 2
+        pairs = zip(rows[:each], rows[each:], strict=True)
+        rows = [None if g is None or r is None else torch.cat((g, r)) for g, r in pairs]
+    return (*states, *rows, *[None] * (4 - len(rows)))
 
 
 def _parts(
@@ -309,8 +329,7 @@ def _layer_backward_rule(
 ) -> _ops.Gradients:
     layout, sizes = Layout(cell, bidirectional, tape_kind, False), (batch_sizes, lengths, reset)
     tensors = (dy, dh_n, dc_n, dcells, x, h0, c0, *weights)
-    dx, dh0, dc0, *dweights = _follow(_LayerBackward, layout, sizes, (y, cells, tape), wanted, *tensors)
-    return dx, dh0, dc0, dweights
+    return _follow(_LayerBackward, layout, sizes, (y, cells, tape), wanted, *tensors)  # type: ignore[no-any-return]
 
 
 _LIBRARY = torch.library.Library("fastrnn", "FRAGMENT")

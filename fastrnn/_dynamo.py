@@ -6,16 +6,15 @@ operator each, which is no trouble to it. That setting is therefore turned on wh
 nothing else: how it treats torch's own layers stays the user's choice.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch.nn import Module
+
+from fastrnn._imports import when_imported
 
 try:
     from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
@@ -60,13 +59,10 @@ def untraced(function: Function) -> Function:
 
 def let_through(layers: type[Module]) -> None:
     """Have Dynamo trace modules of class ``layers``: now, or when it is imported (which takes over a second)."""
-    if BUILDER in sys.modules:
-        _open(sys.modules[BUILDER], layers)
-    else:
-        sys.meta_path.insert(0, _OnImport(layers))
+    when_imported(BUILDER, partial(_open, layers))
 
 
-def _open(builder: ModuleType, layers: type[Module]) -> None:
+def _open(layers: type[Module], builder: ModuleType) -> None:
     wrap_module = getattr(builder.VariableBuilder, "wrap_module", None)
     if wrap_module is None:
         return  # a Dynamo that this module does not know: it breaks the graph at the layers, as at torch.nn's
@@ -79,27 +75,3 @@ def _open(builder: ModuleType, layers: type[Module]) -> None:
             return wrap_module(self, value)
 
     builder.VariableBuilder.wrap_module = wrapper
-
-
-class _OnImport(MetaPathFinder):
-    """Calls :func:`_open` right after Python has imported Dynamo's builder, and is gone."""
-
-    def __init__(self, layers: type[Module]) -> None:
-        self.layers = layers
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _open(module, self.layers)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec

@@ -1,9 +1,10 @@
-"""The operators of a layer, registered in one place: schemas, shapes without data, and rules for vmap.
+"""The operators of a layer as Python has them: what they take and give, shapes without data, and rules for vmap.
 
 ``fastrnn::layer`` is a layer, and what a compiler or an exporter records. ``fastrnn::layer_forward`` also returns the
 tape, which ``fastrnn::layer_backward`` makes gradients of. Each takes a layer whole (x, all weights, both directions),
-so that an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) implements them
-for CPU, :mod:`fastrnn._cuda` for CUDA; :mod:`fastrnn._autograd` has the rules by which each is differentiated.
+so that an engine may cut the input product in time and may recompute. The C++ engine (``fastrnn._C``) has their schemas
+and implements them for CPU, :mod:`fastrnn._cuda` for CUDA; :mod:`fastrnn._autograd` has the rules by which each is
+differentiated.
 
 Arguments, the same in all (shapes as in :func:`fastrnn.reference.layer`):
     ``batch_sizes`` belongs to packed ``x (N, I)``, ``lengths`` to padded ``x (T, B, I)``; at most one is given.
@@ -14,7 +15,9 @@ Arguments, the same in all (shapes as in :func:`fastrnn.reference.layer`):
 
 Results: ``y (…, D*H)``, ``h_n (D, B, H)``, ``c_n (D, B, H)``, ``cells (…, D*H)`` and the tape, ``(D, N, W*H)`` when
     full, ``(D, ceil(T / LEAN_CHUNK), B, H)`` when lean. ``cells`` and the tape are in the compute dtype (fp32 for
-    16-bit). What a cell does not have or was not asked for comes as an empty tensor ``(0,)``: the arity is fixed.
+    16-bit). The gradients are ``dx``, ``dh0`` and ``dc0``, ``dw_ih (D*G*H, I)``, ``dw_hh (D*G*H, H)``, ``db_ih`` and
+    ``db_hh (D*G*H)``, of both directions one below the other. What a cell does not have or was not asked for comes as
+    an empty tensor ``(0,)``: the arity is fixed, and nothing is a list, which Inductor's C++ wrapper would not take.
 """
 
 import math
@@ -24,37 +27,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _C
+from fastrnn import _C, _flops
+from fastrnn._imports import when_imported
 from fastrnn.reference import CELLS, compute_dtype
 
 LEAN_CHUNK = 64  # steps between two kept cell states of the lean tape; csrc/cpu/rnn.h names the same number
 
-_LAYER = (
-    "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, bool bidirectional, "
-    "Tensor? batch_sizes, Tensor? lengths, Tensor? reset"
-)
-torch.library.define(
-    "fastrnn::layer",
-    f"(str cell, {_LAYER}, str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)",
-)
-torch.library.define(
-    "fastrnn::layer_forward",
-    f"(str cell, {_LAYER}, str tape, bool cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor tape)",
-)
-torch.library.define(
-    "fastrnn::layer_backward",
-    f"(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, {_LAYER}, Tensor y, Tensor cells, "
-    "Tensor tape, str tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) "
-    "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
-)
-
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 TapedOutputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
+Gradients = tuple[Tensor, ...]  # dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh
 
 layer = torch.ops.fastrnn.layer.default
 layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
+
+when_imported("torch.utils.flop_counter", _flops.register)
 
 
 def cpu_isa() -> str:
@@ -141,8 +128,11 @@ def _(
     def like(t: Tensor | None, needed: bool) -> Tensor:
         return x.new_empty(t.shape if t is not None and needed else (0,))
 
-    dweights = [like(w, need_weights) for w in weights]
-    return like(x, need_x), like(h0, need_h0), like(c0, need_c0), dweights
+    directions = 2 if bidirectional else 1
+    each = weights[: len(weights) // directions]
+    rows = [x.new_empty((directions * w.shape[0], *w.shape[1:]) if need_weights else (0,)) for w in each]
+    w_ih, w_hh, b_ih, b_hh = (*rows, *(x.new_empty((0,)) for _ in range(4 - len(each))))
+    return like(x, need_x), like(h0, need_h0), like(c0, need_c0), w_ih, w_hh, b_ih, b_hh
 
 
 # vmap: with shared weights the mapped dimension joins the batch, index b * V + v, so that one call does it all; with
@@ -191,11 +181,8 @@ def _one_by_one(op: Callable[..., Any], size: int, in_dims: Sequence[Any], args:
     if size == 0:
         raise NotImplementedError("fastrnn: vmap over a dimension of size 0")
     results = [op(*(at(v, a, d) for a, d in zip(args, in_dims, strict=True))) for v in range(size)]
-    stacked = [
-        [torch.stack(ts) for ts in zip(*outs, strict=True)] if isinstance(outs[0], list | tuple) else torch.stack(outs)
-        for outs in zip(*results, strict=True)
-    ]
-    return tuple(stacked), tuple([0] * len(s) if isinstance(s, list) else 0 for s in stacked)
+    stacked = tuple(torch.stack(outs) for outs in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
 
 
 @torch.library.register_vmap("fastrnn::layer")
@@ -240,6 +227,6 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         arg[name] = _fold(arg[name], dim[name], size, _batch_dim(kind, packed))
     if packed:
         arg["batch_sizes"] = arg["batch_sizes"] * size
-    dx, dh0, dc0, dweights = layer_backward(*arg.values())
+    dx, dh0, dc0, *nothing = layer_backward(*arg.values())
     unfolded = [_unfold(t, size, _batch_dim(k, packed)) for k, t in (("x", dx), ("dh0", dh0), ("dc0", dc0))]
-    return (*(t for t, _ in unfolded), dweights), (*(d for _, d in unfolded), [None] * len(dweights))
+    return (*(t for t, _ in unfolded), *nothing), (*(d for _, d in unfolded), *[None] * len(nothing))

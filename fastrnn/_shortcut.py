@@ -16,8 +16,10 @@ from torch.jit._trace import is_tracing
 from fastrnn import _C
 from fastrnn._autograd import ordinary
 from fastrnn.engine import SINGLE_ROWS
+from fastrnn.reference import CELLS
 
 _ANY_NUMBER = 1 << 62
+_STEPS = {cell: getattr(_VF, f"{cell}_cell") for cell in CELLS}  # which takes long to look up
 
 
 def nobody_looks_on() -> bool:
@@ -52,7 +54,7 @@ def call(
         if _C.shortcut(*given, _ANY_NUMBER, False) != 1:
             return None
         state = () if hx is None else hx if cell == "lstm" else (hx,)
-        if any(t.requires_grad for t in (input, *state, *params)):
+        if params[0].requires_grad or any(t.requires_grad for t in (input, *state, *params)):
             return _by_torch(cell, input, hx, params, layers, batch_first)
     return _C.shortcut(*given, _ANY_NUMBER if layers and cell == "lstm" else SINGLE_ROWS, True)
 
@@ -79,7 +81,7 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
     if hx is None:
         zeros = params[1].new_zeros(input.shape[0], params[1].shape[1])  # dense, whatever the input is
         hx = (zeros, zeros) if cell == "lstm" else zeros
-    return getattr(_VF, f"{cell}_cell")(input, hx, *params)
+    return _STEPS[cell](input, hx, *params)
 
 
 def by_cells(
@@ -96,7 +98,7 @@ def by_cells(
     Returns:
         The output, ``(1, B, H)`` or ``(B, 1, H)``, and the states like ``state``.
     """
-    step, each, is_lstm = getattr(_VF, f"{cell}_cell"), len(params) // layers, cell == "lstm"
+    step, each, is_lstm = _STEPS[cell], len(params) // layers, cell == "lstm"
     if not state:
         zeros = x.new_zeros(x.shape[0], params[1].shape[1])
         given: Any = [(zeros, zeros) if is_lstm else zeros] * layers

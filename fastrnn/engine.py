@@ -14,6 +14,7 @@ from fastrnn.kernels.measured import Work
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COMPILED = "a single step in a compiled program: the compiler fuses torch's operators with what is around them"
 SINGLE_ROWS = 16  # up to here a step without gradients is faster in the C++ engine (measured for H from 128 to 512)
 
 
@@ -98,7 +99,9 @@ def plan(
 
 
 def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | None:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return COMPILED
+    if torch._C._are_functorch_transforms_active():
         return None
     if trains and dtype is not torch.float16:
         return "a single step with gradients: torch's operators take less to call"

@@ -13,7 +13,7 @@ from fastrnn._autocast import under_autocast
 from fastrnn._modules import Fast, has_own_forward, layer_class
 from fastrnn._requests import Request, observe_calls, stack_of
 from fastrnn.convert import recurrent_layers, why_left
-from fastrnn.engine import Plan
+from fastrnn.engine import COMPILED, Plan
 
 __all__ = ["Explanation", "LayerExplanation", "explain"]
 
@@ -94,7 +94,7 @@ def explain(model: Module, /, *inputs: Any, **kwargs: Any) -> Explanation:
     seen: dict[str, list[Plan]] = {name: [] for name in layers}
 
     def observe(name: str, request: Request) -> None:
-        plan = _plan(request)
+        plan = _plan(request, _is_compiled(model, name))
         if plan not in seen[name]:
             seen[name].append(plan)
 
@@ -133,16 +133,26 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
     return Plan("torch", kernel, f"not converted: {why or 'fastrnn.convert(model) takes it'}")
 
 
-def _plan(request: Request) -> Plan:
+def _is_compiled(model: Module, name: str) -> bool:
+    """Whether torch.compile was given the layer of that name or a module that it is in."""
+    around = [model]
+    for part in filter(None, name.split(".")):
+        around.append(around[-1].get_submodule(part))
+    return any("_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) is not None for m in around)
+
+
+def _plan(request: Request, compiled: bool) -> Plan:
     """The plan of a call of one of fastrnn's layers, with the kernel in detail."""
     stack, x, params = request.stack, request.x, request.params
     single = request.batch
     if request.varied:
         single = 0
     elif not request.is_cell:
-        single = functional.single_rows(stack, x, request.steps, request.batch, request.trains)
+        single = functional.single_rows(stack, x, request.steps, request.batch, request.trains or compiled)
     sizes = (single, request.trains, request.steps, request.batch, request.varied)
     plan = functional.plan_stack(stack, x, params, request.reset, request.return_cells, *sizes)
+    if compiled and single and plan.engine == "cpu" and params[0].dtype is x.dtype:
+        return Plan("torch", f"torch.nn's own {stack.cell}", COMPILED)
     if plan.engine != "cpu" or x.is_meta:
         return plan
     # Under autocast the engine computes in another dtype than the input's.

@@ -244,7 +244,8 @@ def single_rows(stack: Stack, x: Tensor, steps: int, batch: int, trains: bool) -
 
     torch's LSTM layer, unlike its cells and other layers, is no sum of operators, and slow at a single step.
     """
-    fast = stack.cell != "lstm" or (trains and _takes_cells(stack, x))
+    by_cells = (trains or torch.compiler.is_compiling()) and _takes_cells(stack, x)
+    fast = stack.cell != "lstm" or by_cells
     return batch if steps == 1 and fast else 0
 
 

@@ -158,12 +158,13 @@ def backward(
                     [(sent, h_before[d, : hi - lo])] if h_before is not None else _shifted(call, d, sent, y, lo, hi)
                 )
                 sums[d].add(sent, before, _alive_rows(call, lo, hi))
-    dweights = [g for s in sums for g in s.results()]
+    dweights = _results(sums)
     return (
         dx.view(x.shape) if need_x else dx,
         dh.to(x.dtype) if need_h0 and h0 is not None else x.new_empty((0,)),
         dc.to(x.dtype) if dc is not None and need_c0 and c0 is not None else x.new_empty((0,)),
-        dweights if need_weights else [x.new_empty((0,)) for _ in weights],
+        *dweights,
+        *(x.new_empty((0,)) for _ in range(4 - len(dweights))),
     )
 
 
@@ -342,21 +343,27 @@ class _WeightGradients:
         """How many rows a product sums: torch has two sums, as long as the steps and as the batch."""
         return min(max(2 * (self.call.steps + self.call.batch), 64), 512)
 
-    def results(self) -> list[Tensor]:
-        """The gradients of ``w_ih, w_hh`` and, if there are any, ``b_ih, b_hh``, in storage, no two in one memory."""
+    def parts(self) -> list[list[Tensor]]:
+        """The gradients of ``w_ih, w_hh`` and, if there are any, ``b_ih, b_hh``, each in parts one below the other."""
         hidden, inputs = self.call.hidden, self.call.inputs
         counts = [self.call.gates] if len(self.w_hh) == 1 else [2, 1]
-        parts = [self._stored(part, (count * hidden, hidden)) for part, count in zip(self.w_hh, counts, strict=True)]
-        weights = [
-            self._stored(self.w_ih, (self.call.gates * hidden, inputs)),
-            parts[0] if len(parts) == 1 else torch.cat(parts),
-        ]
+        w_hh = [self._found(part, (count * hidden, hidden)) for part, count in zip(self.w_hh, counts, strict=True)]
+        weights = [[self._found(self.w_ih, (self.call.gates * hidden, inputs))], w_hh]
         if not self.call.biases[0]:
             return weights
-        bias = self._stored(self.bias, (self.call.width * hidden,))
-        if len(parts) == 1:
-            return [*weights, bias, bias.clone()]
-        return [*weights, bias[: 3 * hidden].clone(), torch.cat([bias[: 2 * hidden], bias[3 * hidden :]])]
+        bias = self._found(self.bias, (self.call.width * hidden,))
+        if len(w_hh) == 1:
+            return [*weights, [bias], [bias]]
+        return [*weights, [bias[: 3 * hidden]], [bias[: 2 * hidden], bias[3 * hidden :]]]
 
-    def _stored(self, found: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        return self.call.x.new_zeros(shape) if found is None else found.to(self.call.x.dtype)
+    def _found(self, found: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        return self.call.x.new_zeros(shape) if found is None else found
+
+
+def _results(sums: Sequence[_WeightGradients]) -> list[Tensor]:
+    """The gradients of the weights, both directions one below the other, in storage, no two in one memory."""
+    joined = ([p for direction in weight for p in direction] for weight in zip(*(s.parts() for s in sums), strict=True))
+    return [
+        torch.cat(parts).to(sums[0].call.x.dtype) if len(parts) > 1 else parts[0].to(sums[0].call.x.dtype, copy=k > 1)
+        for k, parts in enumerate(joined)
+    ]

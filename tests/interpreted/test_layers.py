@@ -343,6 +343,6 @@ def test_sums_of_weight_gradients_are_short(cell: str, room: int, monkeypatch: p
     for chunk in (first, second):
         sums.add(chunk, [(chunk, torch.ones(5001, 5))], torch.ones(5001, 3))
     expected = torch.tensor(2.0**24 + 0.75 * 20, dtype=torch.float64).float()
-    for found in sums.results():
+    for found in layer._results([sums]):
         assert found.dtype == torch.float32
         assert torch.equal(found, expected.expand(found.shape))

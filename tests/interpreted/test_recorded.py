@@ -72,7 +72,7 @@ def compute(plan: Plan, p: Problem, given: dict[str, Tensor]) -> dict[str, Tenso
     args = (p.x, p.h0, p.c0, list(p.weights), p.bidirectional, p.batch_sizes, p.lengths, p.reset)
     y, h_n, c_n, cells, tape = layer.forward(plan, p.cell, *args, "full", p.cells)
     upstream = (given["y"], given["h_n"], None, given.get("cells"))
-    dx, dh0, dc0, dweights = layer.backward(plan, p.cell, *upstream, *args, y, cells, tape, "full", *[True] * 4)
+    dx, dh0, dc0, *dweights = layer.backward(plan, p.cell, *upstream, *args, y, cells, tape, "full", *[True] * 4)
     found = {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells, "dx": dx, "dh0": dh0, "dc0": dc0}
     found |= {f"dweights {i}": g for i, g in enumerate(dweights)}
     return {name: t.clone() for name, t in found.items()}
