@@ -6,7 +6,7 @@ import torch
 from accuracy import assert_accurate, assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layers import PARTS, Problem, fast, one_thread, readable, run
+from layers import PARTS, Problem, fast, judged, one_thread, readable, run
 from problems import laid, problems
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -25,9 +25,10 @@ def test_any_layer(data: st.DataObject, problem: Problem, tape: str) -> None:
     frozen = data.draw(st.sets(st.sampled_from(names), max_size=len(names) - 1))
     with one_thread():
         truth, theirs = (run(readable, p, parts, frozen) for p in (problem.to(torch.float64), problem))
-    found = run(fast(tape), problem, parts, frozen)
+    found, again = (run(fast(tape), p, parts, frozen) for p in (problem, data.draw(laid(problem))))
+    assert_same(again, found)
+    judged(problem, found, theirs)
     assert_accurate(found, theirs, truth)
-    assert_same(run(fast(tape), data.draw(laid(problem)), parts, frozen), found)
 
 
 @THINK
