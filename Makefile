@@ -14,13 +14,14 @@ C_FILES := $(wildcard bench/gpu/desk/*.c)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast test-isas matrix bench lint format clean install engine venv
+.PHONY: help demo test test-fast test-isas soak matrix bench lint format clean install engine venv
 
 help:
 	@echo 'make demo       train a small language model with fastrnn and with torch, side by side'
 	@echo 'make test       run the tests'
 	@echo 'make test-fast  run those for after each edit, in a minute'
 	@echo 'make test-isas  run those of the C++ engine with each instruction set that this CPU has'
+	@echo 'make soak       run the C++ engine for 20 minutes under sanitizers, threads, signals, without memory'
 	@echo 'make matrix     prove the Triton kernels with each of triton $(MATRIX)'
 	@echo 'make bench      measure fastrnn against torch on this CPU'
 	@echo 'make lint       check style and types; make format mends the style'
@@ -44,6 +45,9 @@ test-fast: .venv/built
 
 test-isas: .venv/built
 	@$(BIN)/python tests/isas.py $(PARALLEL) $(ARGS)
+
+soak: .venv/built
+	@$(BIN)/python tests/soak/run.py $(ARGS)
 
 matrix: $(MATRIX:%=.venv-triton-%/made)
 	@$(foreach version,$(MATRIX),echo 'triton $(version)'; ($(call PROVE,.venv-triton-$(version)/bin/python -m pytest \

@@ -4,7 +4,6 @@
 #include "python.h"
 
 #include <cstring>
-#include <exception>
 #include <string>
 
 #include "call.h"
@@ -18,9 +17,8 @@ template <class F>
 PyObject* guarded(const F& f) {
   try {
     return f();
-  } catch (const std::exception& e) {
-    PyErr_SetString(PyExc_RuntimeError, e.what());
-    return nullptr;
+  } catch (...) {
+    return fastrnn::set_error();
   }
 }
 
@@ -31,9 +29,9 @@ PyObject* cpu_isa(PyObject*, PyObject*) {
 PyObject* cpu_isas(PyObject*, PyObject*) {
   return guarded([] {
     PyObject* names = PyList_New(0);
-    for (const fastrnn::cpu::Isa* const* isa = fastrnn::cpu::isas(); *isa != nullptr; ++isa) {
-      PyObject* name = PyUnicode_FromString((*isa)->name);
-      PyList_Append(names, name);
+    for (const fastrnn::cpu::Isa* const* isa = fastrnn::cpu::isas(); names != nullptr && *isa != nullptr; ++isa) {
+      PyObject* const name = PyUnicode_FromString((*isa)->name);
+      if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
       Py_XDECREF(name);
     }
     return names;

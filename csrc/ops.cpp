@@ -167,7 +167,7 @@ BackwardResult backward(const Call& call, const Gradients& given, const Tensor& 
       if (need_x) {
         const int64_t parts = std::min<int64_t>(layer.plan.shares(), rows);
         pass.parallel(parts, [&](int64_t lo, int64_t hi) {
-          pass.kernels.input_gradient(layer, static_cast<int>(d), rows * lo / parts, rows * hi / parts);
+          pass.kernels.input_gradient(layer, static_cast<int>(d), lo, rows * lo / parts, rows * hi / parts);
         });
       }
       if (need_weights) {

@@ -60,6 +60,11 @@ struct Pass {
     std::fill(zeros, zeros + most, C(0));
     layer.zeros = zeros;
     layer.scratch = reinterpret_cast<char*>(workspace(layer.plan.shares() * layer.plan.scratch / int64_t{sizeof(C)}));
+    if (kernels.bf16) {
+      const int64_t longest = std::max(c.I, (backward ? cpu::gate_count(c.cell) : 1) * c.H);
+      layer.tiles_size = kernels.tile_rows_size(std::max(c.B, cpu::kBlockRows), longest);
+      layer.tiles = fastrnn::workspace<char>(layer.plan.shares() * layer.tiles_size);
+    }
     barriers.reset(new cpu::Barrier[layer.plan.teams]);
     layer.barriers = barriers.get();
     for (int d = 0; d < c.directions; ++d) {

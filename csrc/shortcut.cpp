@@ -3,9 +3,11 @@
 
 #include "shortcut.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <exception>
-#include <string>
+#include <new>
 #include <utility>
 
 #include "call.h"
@@ -31,6 +33,27 @@ class Reference {
 
  private:
   PyObject* object_;
+};
+
+// While there is one, other threads of Python may run; but not if what is computed is done before one has begun.
+class Unlocked {
+ public:
+  explicit Unlocked(bool is_long) : thread_(is_long ? PyEval_SaveThread() : nullptr) {}
+  ~Unlocked() {
+    if (thread_ == nullptr) return;
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (...) {
+      // Python shuts down. Before 3.14 it ends such a thread by unwinding it, past references that would be given back
+      // without its lock; as 3.14 does, this one waits for the process to end.
+      for (;;) pause();
+    }
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* thread_;
 };
 
 struct Shape {
@@ -273,20 +296,17 @@ struct Shortcut {
     }
   }
 
-  // Other threads of Python may run meanwhile, unless the layer is computed before one of them has begun.
+  // False where Python's error is set.
   bool compute_layer() const {
     const int64_t factors = layer.directions * layer.H * (layer.I + layer.H);
-    const bool is_long = layer.T * layer.B > kManyFactors / factors;
-    PyThreadState* const thread = is_long ? PyEval_SaveThread() : nullptr;
-    std::string failed;
     try {
+      const Unlocked others(layer.T * layer.B > kManyFactors / factors);
       infer(layer);
-    } catch (const std::exception& e) {
-      failed = e.what();
+      return true;
+    } catch (...) {
+      set_error();
+      return false;
     }
-    if (is_long) PyEval_RestoreThread(thread);
-    if (!failed.empty()) PyErr_SetString(PyExc_RuntimeError, failed.c_str());
-    return failed.empty();
   }
 
   // y as the caller has it, or null with Python's error set.
@@ -296,6 +316,17 @@ struct Shortcut {
 };
 
 }  // namespace
+
+std::nullptr_t set_error() {
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+  return nullptr;
+}
 
 void prepare_shortcuts() { Torch::get(); }
 
@@ -314,9 +345,8 @@ PyObject* shortcut(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Shortcut call{*torch, request};
   try {
     call.layer.cell = parse_cell(name);
-  } catch (const std::exception& e) {
-    PyErr_SetString(PyExc_RuntimeError, e.what());
-    return nullptr;
+  } catch (...) {
+    return set_error();
   }
   if (!call.read()) Py_RETURN_NONE;
   if (!request.compute) return PyLong_FromLongLong(call.layer.T);

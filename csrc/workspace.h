@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace fastrnn {
@@ -27,23 +28,28 @@ class Workspace {
   static void* take(int64_t bytes) {
     static const bool poison = std::getenv("FASTRNN_POISON") != nullptr;
     void* const memory = arena().take(bytes);
-    if (poison) std::memset(memory, 0xFF, static_cast<size_t>(bytes));
+    if (poison && bytes > 0) std::memset(memory, 0xFF, static_cast<size_t>(bytes));
     return memory;
   }
 
  private:
   static constexpr int64_t kLine = 64, kHugePage = int64_t{2} << 20;
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr int64_t kMost = 0;  // every piece is by itself, between bytes that are nobody's
+#else
   static constexpr int64_t kMost = int64_t{64} << 20;  // bytes a thread keeps between passes
+#endif
 
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
   using Memory = std::unique_ptr<void, Free>;
 
+  // Null where there is not as much.
   static Memory allocate(int64_t bytes) {
     const int64_t alignment = bytes >= kHugePage ? kHugePage : kLine;
-    void* const p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-    if (p == nullptr) throw std::bad_alloc();
+    void* p = nullptr;
+    if (posix_memalign(&p, alignment, bytes) != 0) return nullptr;
 #ifdef MADV_HUGEPAGE
     if (alignment == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);  // fewer faults, and fewer misses on packed weights
 #endif
@@ -57,23 +63,26 @@ class Workspace {
     int64_t size = 0, used = 0, needed = 0;
 
     void* take(int64_t bytes) {
-      bytes = (bytes + kLine - 1) / kLine * kLine;
-      needed += bytes;
-      if (used + bytes <= size) {
-        used += bytes;
-        return static_cast<char*>(block.get()) + used - bytes;
+      const int64_t lines = (bytes + kLine - 1) / kLine * kLine;
+      needed += lines;
+      if (used + lines <= size) {
+        used += lines;
+        return static_cast<char*>(block.get()) + used - lines;
       }
-      overflow.push_back(allocate(bytes > 0 ? bytes : kLine));
+      Memory memory = allocate(bytes > 0 ? bytes : kLine);
+      if (memory == nullptr) throw std::bad_alloc();
+      overflow.push_back(std::move(memory));
       return overflow.back().get();
     }
 
-    void reset() {
+    // Never throws: without a block, the next pass finds its memory piece by piece, or reports that there is none.
+    void reset() noexcept {
       overflow.clear();
       if (needed > size && needed <= kMost) {
-        block.reset();
         size = 0;
+        block.reset();
         block = allocate(needed);
-        size = needed;
+        if (block != nullptr) size = needed;
       }
       used = needed = 0;
     }

@@ -14,11 +14,13 @@ from layers import (
     DTYPES,
     LAYOUTS,
     PARTS,
+    ROUNDS,
     STRIDES,
     Layer,
     Problem,
     draw,
     fast,
+    judged,
     one_thread,
     readable,
     run,
@@ -38,7 +40,6 @@ ALL = pytest.mark.parametrize("cell", CELLS)
 DIRECTIONS = pytest.mark.parametrize("bidirectional", [False, True], ids=["forwards", "both"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 ROOT = Path(__file__).parent.parent
-ROUNDS = _ops.cpu_isa() in ("amx", "avx512bf16")  # the factors of bfloat16 layers
 
 
 def check(
@@ -52,10 +53,7 @@ def check(
     with one_thread():
         true, theirs = run(truth, problem.to(torch.float64), parts, frozen), run(measure, problem, parts, frozen)
     full, lean = (run(fast(tape), problem, parts, frozen) for tape in ("full", "lean"))
-    if "cells" in full and problem.x.dtype == torch.bfloat16 and ROUNDS:
-        # float32, but of products of bfloat16: to be judged as what a layer returns of them, bfloat16.
-        for found in (full, lean, theirs):
-            found["cells"] = found["cells"].to(torch.bfloat16)
+    judged(problem, full, lean, theirs)
     assert_accurate(full, theirs, true)
     assert_accurate(lean, theirs, true)
     if problem.x.dtype in (torch.float32, torch.float64):  # 16 bits: the lean tape knows the states as they were stored

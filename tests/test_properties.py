@@ -6,48 +6,12 @@ import torch
 from accuracy import assert_accurate, assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layers import DTYPES, LAYOUTS, PARTS, STRIDES, Problem, draw, fast, one_thread, readable, run
+from layers import PARTS, Problem, fast, judged, one_thread, readable, run
+from problems import laid, problems
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-
-from fastrnn.reference import CELLS
 
 # However slow the machine, to draw a problem is not what is tested.
 THINK = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-
-
-@st.composite
-def problems(choose: st.DrawFn, layouts: tuple[str, ...] = LAYOUTS, shortest: int = 1) -> Problem:
-    """A problem of at least a few numbers: of single ones the error, relative to their size, may be anything.
-
-    A call of a single step sums in another order than the same step in a longer call: what compares calls of different
-    numbers of steps asks for ``shortest`` sequences of 2.
-    """
-    torch.manual_seed(choose(st.integers(0, 2**32)))
-    pick = lambda *values: choose(st.sampled_from(values))  # noqa: E731
-    sizes = (choose(st.integers(low, high)) for low, high in ((shortest, 12), (2, 9), (2, 20), (4, 40)))
-    dtype, layout = pick(*DTYPES), pick(*layouts)
-    flags = {name: pick(False, True) for name in ("bidirectional", "bias", "state", "reset", "cells")}
-    problem = draw(pick(*CELLS), *sizes, dtype=dtype, layout=layout, **flags)
-    if layout == "lengths":
-        steps, batch = problem.x.shape[:2]
-        lengths = choose(st.lists(st.integers(shortest, steps), min_size=batch, max_size=batch))
-        problem = replace(problem, lengths=torch.tensor(lengths))
-    if problem.reset is not None:
-        problem = replace(problem, reset=torch.rand(problem.reset.shape) < pick(0.0, 0.1, 0.5, 1.0))
-    return problem
-
-
-@st.composite
-def laid(choose: st.DrawFn, problem: Problem) -> Problem:
-    """The same problem with its tensors lying in memory in any way."""
-    kinds = ["as it is", *STRIDES]
-    tensors = {
-        name: t if (kind := choose(st.sampled_from(kinds))) == "as it is" else STRIDES[kind](t)
-        for name, t in problem.tensors().items()
-    }
-    if problem.reset is not None and choose(st.booleans()):
-        problem = replace(problem, reset=problem.reset.t().contiguous().t())
-    return problem.put(tensors)
 
 
 @THINK
@@ -61,9 +25,10 @@ def test_any_layer(data: st.DataObject, problem: Problem, tape: str) -> None:
     frozen = data.draw(st.sets(st.sampled_from(names), max_size=len(names) - 1))
     with one_thread():
         truth, theirs = (run(readable, p, parts, frozen) for p in (problem.to(torch.float64), problem))
-    found = run(fast(tape), problem, parts, frozen)
+    found, again = (run(fast(tape), p, parts, frozen) for p in (problem, data.draw(laid(problem))))
+    assert_same(again, found)
+    judged(problem, found, theirs)
     assert_accurate(found, theirs, truth)
-    assert_same(run(fast(tape), data.draw(laid(problem)), parts, frozen), found)
 
 
 @THINK

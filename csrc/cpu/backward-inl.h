@@ -210,7 +210,8 @@ struct BackwardShare : Share<C, CellT> {
       dh[n++] = dir.dh + row;
     }
     const Runs runs = CellT::kGates == 3 ? Runs{2 * H, 3 * H, H} : Runs{CellT::kGates * H};
-    plain_product(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, s & 1, StoreAt<C>{dh, H, true});
+    plain_product(dgates, n, runs, dir.weights.w_hh_t, this->plain0, this->plain1, s & 1, this->tiles,
+                  StoreAt<C>{dh, H, true});
   }
 };
 
@@ -240,9 +241,10 @@ void backward_cell(const Layer<C>& layer, int64_t lo, int64_t hi) {
 }
 
 template <class C, class CellT>
-void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64_t hi) {
+void input_gradient_cell(const Layer<C>& layer, int direction, int64_t part, int64_t lo, int64_t hi) {
   const BackwardShare<C, CellT> share(layer, layer.plan.teams == 2 ? direction * layer.plan.team_shares : 0, direction);
   const Direction<C>& dir = share.dir;
+  char* const tiles = layer.tiles + part * layer.tiles_size;
   const int64_t width = CellT::kWidth * layer.H, first = share.time(dir.reverse ? layer.s1 - 1 : layer.s0);
   Block<C> block;
   int64_t t = first;
@@ -252,7 +254,7 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t lo, int64
     block.out[block.n] = layer.dx.at(t, share.row(at - share.compact(t)));
     if (++block.n < kBlockRows && at + 1 < hi) continue;
     plain_product(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0, plain_panels<C>(layer.I),
-                  false, StoreAt<C>{block.out, layer.I, layer.directions == 2});
+                  false, tiles, StoreAt<C>{block.out, layer.I, layer.directions == 2});
     block.n = 0;
   }
 }

@@ -12,8 +12,7 @@ constexpr int64_t tile_blocks(int64_t K) { return (K + kTileFactors - 1) / kTile
 // Elements of C that a panel takes.
 constexpr int64_t tiles_size(int vectors, int64_t K) { return tile_blocks(K) * kTilePairs * vectors * kLanes<float>; }
 
-// Rows in bfloat16 for the tiles: (n, K) up to whole tiles, zero beyond K. One buffer a thread, used until the product
-// is done.
+// Rows in bfloat16 for the tiles: (n, K) up to whole tiles, zero beyond K.
 struct TileRows {
   const char* rows;
   int64_t n, blocks, stride;  // stride: bytes
@@ -27,31 +26,23 @@ inline void round_to_tiles(const float* from, int64_t n, uint16_t* to) {
   }
 }
 
-inline TileRows tile_rows(const float* const* rows, int64_t n, const Runs& runs) {
-  struct Buffer {
-    char* data = nullptr;
-    int64_t size = 0;
-    ~Buffer() { std::free(data); }
-  };
-  thread_local Buffer buffer;
-  const int64_t blocks = tile_blocks(runs.K + runs.K2);
-  // An odd number of cache lines: at 4 KiB and its multiples all rows of a tile would share one set of the cache.
-  const int64_t stride = (blocks | 1) * 64, padded = (n + kTileRows - 1) / kTileRows * kTileRows;
-  if (buffer.size < padded * stride) {
-    std::free(buffer.data);
-    buffer.size = 0;
-    buffer.data = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(padded * stride)));
-    if (buffer.data == nullptr) throw std::bad_alloc();
-    buffer.size = padded * stride;
-    std::memset(buffer.data, 0, static_cast<size_t>(buffer.size));
-  }
+// An odd number of cache lines: at 4 KiB and its multiples all rows of a tile would share one set of the cache.
+constexpr int64_t tile_stride(int64_t K) { return (tile_blocks(K) | 1) * 64; }
+
+constexpr int64_t tile_rows_size(int64_t n, int64_t K) {
+  return (n + kTileRows - 1) / kTileRows * kTileRows * tile_stride(K);
+}
+
+// They are written to `buffer`, and used there until the product is done.
+inline TileRows tile_rows(const float* const* rows, int64_t n, const Runs& runs, char* buffer) {
+  const int64_t K = runs.K + runs.K2, blocks = tile_blocks(K), stride = tile_stride(K);
   for (int64_t i = 0; i < n; ++i) {
-    uint16_t* const to = reinterpret_cast<uint16_t*>(buffer.data + i * stride);
+    uint16_t* const to = reinterpret_cast<uint16_t*>(buffer + i * stride);
     round_to_tiles(rows[i], runs.K, to);
     round_to_tiles(rows[i] + runs.second, runs.K2, to + runs.K);
-    for (int64_t k = runs.K + runs.K2; k < blocks * kTileFactors; ++k) to[k] = 0;
+    for (int64_t k = K; k < blocks * kTileFactors; ++k) to[k] = 0;
   }
-  return {buffer.data, n, blocks, stride};
+  return {buffer, n, blocks, stride};
 }
 
 // A tile from 16 rows of weights, 32 factors of each: pair k of row l goes to to[k * stride + l].
@@ -104,6 +95,6 @@ void tile_product(const TileRows& a, const float* w, int64_t p0, int64_t p1, boo
 
 template <class C>
 void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
-                   const StoreAt<C>& out) {
-  if (n > 0) tile_product<kPlainVecs>(tile_rows(rows, n, runs), w, p0, p1, back, out);
+                   char* tiles, const StoreAt<C>& out) {
+  if (n > 0) tile_product<kPlainVecs>(tile_rows(rows, n, runs, tiles), w, p0, p1, back, out);
 }

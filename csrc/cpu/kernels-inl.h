@@ -78,19 +78,21 @@ void backward(const Layer<C>& layer, int64_t lo, int64_t hi) {
   FASTRNN_FOR_CELL(layer.cell, (backward_cell<C, CellT>(layer, lo, hi)))
 }
 template <class C>
-void input_gradient(const Layer<C>& layer, int direction, int64_t lo, int64_t hi) {
-  FASTRNN_FOR_CELL(layer.cell, (input_gradient_cell<C, CellT>(layer, direction, lo, hi)))
+void input_gradient(const Layer<C>& layer, int direction, int64_t part, int64_t lo, int64_t hi) {
+  FASTRNN_FOR_CELL(layer.cell, (input_gradient_cell<C, CellT>(layer, direction, part, lo, hi)))
 }
 
 #ifdef FASTRNN_BF16
 constexpr bool kBf16 = true;
 #else
 constexpr bool kBf16 = false;
+constexpr int64_t (*tile_rows_size)(int64_t, int64_t) = nullptr;
 #endif
 
 constexpr Kernels<float> kernels_f32 = {
     kLanes<float>,
     kBf16,
+    tile_rows_size,
     forward_panels_size<float>,
     plain_panels_size<float>,
     pack_forward<float>,
@@ -110,6 +112,7 @@ constexpr Kernels<float> kernels_f32 = {
 constexpr Kernels<double> kernels_f64 = {
     kLanes<double>,
     false,
+    nullptr,
     forward_panels_size<double>,
     plain_panels_size<double>,
     pack_forward<double>,

@@ -199,7 +199,7 @@ constexpr int64_t kDepth = 1024;
 // out (+)= rows times plain panels [p0, p1).
 template <class C>
 void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
-                   StoreAt<C> out) {
+                   char*, StoreAt<C> out) {
   constexpr int64_t kStride = kPlainVecs * kLanes<C>;
   for (int64_t k = 0; k < runs.K + runs.K2;) {
     const int64_t end = k < runs.K ? runs.K : runs.K + runs.K2, K = end - k < kDepth ? end - k : kDepth;

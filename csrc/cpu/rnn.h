@@ -111,6 +111,8 @@ struct Layer {
   Rows<C> dx;                // compute type; the second direction adds to the first's
   const C* zeros = nullptr;  // (max(I, H)) zeros
   char* scratch = nullptr;   // (shares, plan.scratch) workspace
+  char* tiles = nullptr;     // (shares, tiles_size) workspace: a product's rows in bfloat16, where it is of that
+  int64_t tiles_size = 0;
   Direction<C> dir[2];
   Barrier* barriers = nullptr;  // one a team
   int64_t s0 = 0, s1 = 0;       // the chunk of processing steps; forward: all
@@ -140,6 +142,7 @@ template <class C>
 struct Kernels {
   int lanes = 0;      // units a vector
   bool bf16 = false;  // weights come as bfloat16 in rows without gaps, and products are of bfloat16
+  int64_t (*tile_rows_size)(int64_t n, int64_t K);  // bytes that n rows of K elements take in it; null without bf16
   // Elements of a packed weight: forward columns (units x gates), and backward columns (n plain columns).
   int64_t (*forward_panels_size)(Cell, int64_t H, int64_t K);
   int64_t (*plain_panels_size)(int64_t n, int64_t K);
@@ -154,11 +157,11 @@ struct Kernels {
   // Forward: shares [lo, hi).
   void (*forward)(const Layer<C>&, int64_t lo, int64_t hi);
   // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of
-  // the recurrence; then a direction's dx for compact rows [lo, hi); then the sums of columns [c0, c1) of n rows, `row`
-  // elements apart, on top of `to`.
+  // the recurrence; then a direction's dx for compact rows [lo, hi), in the memory of share `part`; then the sums of
+  // columns [c0, c1) of n rows, `row` elements apart, on top of `to`.
   void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
-  void (*input_gradient)(const Layer<C>&, int direction, int64_t lo, int64_t hi);
+  void (*input_gradient)(const Layer<C>&, int direction, int64_t part, int64_t lo, int64_t hi);
   void (*sum_rows)(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to);
   // And the products of columns [c0, c1) of n rows of a, `row` elements apart, with those of b, which have no gaps, on
   // top of `to` (columns of b, columns of a), whose rows are `to_row` apart.

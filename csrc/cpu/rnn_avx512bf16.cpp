@@ -3,10 +3,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c"))), \
                              apply_to = function)

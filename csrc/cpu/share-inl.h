@@ -19,14 +19,15 @@ struct Share {
   int64_t panel0 = 0, panel1 = 0;  // forward panels
   int64_t plain0 = 0, plain1 = 0;  // plain panels of units (backward)
   int64_t unit0 = 0, unit1 = 0;    // the units of those panels
-  char* scratch;
+  char *scratch, *tiles;
 
   // Forward splits units by forward panels, the finest grain; backward by plain panels, which are whole forward panels.
   Share(const Layer<C>& l, int64_t index, int64_t turn, bool backward)
       : layer(l),
         dir(l.dir[l.plan.teams == 2 ? index / l.plan.team_shares : turn]),
         d(static_cast<int>(l.plan.teams == 2 ? index / l.plan.team_shares : turn)),
-        scratch(l.scratch + index * l.plan.scratch) {
+        scratch(l.scratch + index * l.plan.scratch),
+        tiles(l.tiles + index * l.tiles_size) {
     const int64_t k = index % l.plan.team_shares, n = l.plan.team_shares, H = l.H;
     const int64_t forward = forward_panels<C, CellT>(H), plain = plain_panels<C>(H);
     const int64_t per_plain = kPlainVecs / CellT::kUnitVecs, forward_units = CellT::kUnitVecs * kLanes<C>;
@@ -156,7 +157,7 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
                      const Finish& finish) {
   constexpr int kVecs = kForwardVecs<C, CellT>;
 #ifdef FASTRNN_BF16
-  tile_product<kVecs>(tile_rows(a, rows, Runs{K}), w, share.panel0, share.panel1, back, finish);
+  tile_product<kVecs>(tile_rows(a, rows, Runs{K}, share.tiles), w, share.panel0, share.panel1, back, finish);
 #else
   const Factor<C> factor{a, rows, 0, K};
   const int64_t panel = kVecs * kLanes<C>;
