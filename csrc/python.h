@@ -4,8 +4,11 @@
 
 #include <Python.h>
 
+#pragma weak PyDict_Type
 #pragma weak PyExc_RuntimeError
 #pragma weak PyExc_TypeError
+#pragma weak PyList_Type
+#pragma weak _PyWeakref_RefType
 #pragma weak _Py_FalseStruct
 #pragma weak _Py_NoneStruct
 #pragma weak _Py_TrueStruct

@@ -1,7 +1,7 @@
 // fastrnn._C.flat_weights: the tensors that a layer computes with, where nothing about them is out of the ordinary.
 #pragma once
 
-#include <Python.h>
+#include "python.h"
 
 namespace fastrnn {
 

@@ -79,7 +79,7 @@ def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: 
         y, after = by_cells(cell, input.squeeze(time), state, params, layers, time)
         return y, after if cell == "lstm" else after[0]
     if hx is None:
-        zeros = params[1].new_zeros(input.shape[0], params[1].shape[1])  # dense, whatever the input is
+        zeros = input.new_zeros(input.shape[0], params[1].shape[1])
         hx = (zeros, zeros) if cell == "lstm" else zeros
     return _STEPS[cell](input, hx, *params)
 

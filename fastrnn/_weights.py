@@ -88,3 +88,9 @@ def are_expanded(*tensors: Any) -> bool:
     return torch.overrides.has_torch_function(tensors) and any(
         type(t).__module__.startswith("torch.nn.utils._expanded_weights") for t in tensors
     )
+
+
+def refuse_expanded(function: str, *tensors: Any) -> None:
+    """Raise torch's error where there are any, for a function that torch does not have for them."""
+    if are_expanded(*tensors):
+        raise RuntimeError(f"Expanded Weights encountered but cannot handle function {function}; {PER_SAMPLE}")

@@ -99,10 +99,10 @@ def plan(
 
 
 def _why_torch_is_faster(dtype: torch.dtype, rows: int, trains: bool) -> str | None:
+    if torch._C._are_functorch_transforms_active():
+        return None  # torch's cells have no rule for vmap
     if torch.compiler.is_compiling():
         return COMPILED
-    if torch._C._are_functorch_transforms_active():
-        return None
     if trains and dtype is not torch.float16:
         return "a single step with gradients: torch's operators take less to call"
     if rows > SINGLE_ROWS and dtype in (torch.float32, torch.float64):

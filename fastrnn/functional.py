@@ -347,7 +347,7 @@ def _zeros(stack: Stack, x: Tensor, params: Sequence[Tensor], batch: Any) -> tup
     sizes = (stack.proj_size or params[1].shape[1], params[0].shape[0] // CELLS[stack.cell].gates)
     used = sizes if CELLS[stack.cell].has_c else sizes[:1]
     count = stack.num_layers * stack.directions
-    return tuple(params[1].new_zeros(count, batch, size, dtype=x.dtype) for size in used)  # dense, whatever x is
+    return tuple(x.new_zeros(count, batch, size, layout=torch.strided) for size in used)  # whatever x is
 
 
 def _layers(
@@ -461,10 +461,7 @@ def _step(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The same by the usual route."""
-    if _weights.are_expanded(input, w_ih, w_hh, b_ih, b_hh):
-        raise RuntimeError(
-            f"Expanded Weights encountered but cannot handle function {cell}_cell; {_weights.PER_SAMPLE}"
-        )
+    _weights.refuse_expanded(f"{cell}_cell", input, w_ih, w_hh, b_ih, b_hh)
     name = f"{_validate.NAMES[cell]}Cell"
     state = _validate.cell_dims(name, input, hx)
     batched = input.dim() == 2
@@ -488,7 +485,7 @@ def _step(
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
         if not state:
-            zeros = w_hh.new_zeros(x.shape[0], w_hh.shape[1], dtype=x.dtype)  # dense, whatever x is
+            zeros = x.new_zeros(x.shape[0], w_hh.shape[1], layout=torch.strided)  # whatever x is
             state = (zeros, zeros) if CELLS[cell].has_c else (zeros,)
         given = state if CELLS[cell].has_c else state[0]
         after = getattr(_VF, f"{cell}_cell")(x, given, *params)
