@@ -61,7 +61,7 @@ def test_results_are_tensors(op: torch._ops.OpOverload) -> None:
 
 
 @pytest.mark.parametrize("how", ["export", pytest.param("aoti", marks=pytest.mark.slow)])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Inductor's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's own
 def test_a_saved_program(how: str, tmp_path: Path) -> None:
     path, x = tmp_path / "program.pt2", torch.randn(6, 3, 5)
     program, expected = exported(x)
