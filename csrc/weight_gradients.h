@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -168,9 +170,23 @@ class WeightGradients {
     });
   }
 
-  Tensor view(const void* data, const Sizes& sizes, const Sizes& strides, int64_t item) const {
-    const ScalarType dtype = item == int64_t{sizeof(C)} ? kScalar<C> : ScalarType::BFloat16;
-    return torch::stable::from_blob(const_cast<void*>(data), sizes, strides, pass_.call.x.device(), dtype);
+  struct Delete {
+    void operator()(AtenTensorHandle t) const { (void)aoti_torch_delete_tensor_object(t); }
+  };
+  using Handle = std::unique_ptr<AtenTensorOpaque, Delete>;
+
+  // Not torch::stable::from_blob, which drops the error of the call that it makes: where that one failed, its tensor is
+  // whatever was there.
+  static Handle view(const void* data, const std::array<int64_t, 2>& sizes, const std::array<int64_t, 2>& strides,
+                     int64_t item) {
+    const bool compute = item == int64_t{sizeof(C)}, is_double = std::is_same_v<C, double>;
+    const int32_t dtype = !compute    ? aoti_torch_dtype_bfloat16()
+                          : is_double ? aoti_torch_dtype_float64()
+                                      : aoti_torch_dtype_float32();
+    AtenTensorHandle made = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes.data(), strides.data(),
+                                                              0, dtype, aoti_torch_device_type_cpu(), 0, &made));
+    return Handle(made);
   }
 
   // to = left' right, in the factors' type: by parts of left's columns, each by one thread, so that the bits do not
@@ -191,13 +207,14 @@ class WeightGradients {
 
   void multiply_part(const Factor& left, const Factor& right, void* to) const {
     const OneThread one;
-    const Tensor a = view(left.data, {left.columns, left.rows}, {1, left.row}, left.item);
-    const Tensor b = view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item);
-    const Tensor out = view(to, {left.columns, right.columns}, {right.columns, 1}, left.item);
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                      torch::stable::detail::from(out)};
+    Handle a = view(left.data, {left.columns, left.rows}, {1, left.row}, left.item);
+    Handle b = view(right.data, {right.rows, right.columns}, {right.row, 1}, right.item);
+    Handle out = view(to, {left.columns, right.columns}, {right.columns, 1}, left.item);
+    // From here on they are the call's.
+    const auto give = [](Handle& t) { return torch::stable::detail::from(t.release()); };
+    std::array<StableIValue, 3> stack{give(a), give(b), give(out)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-    (void)torch::stable::detail::to<Tensor>(stack[0]);
+    const Handle result(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
   }
 
   // The gradient from its parts.

@@ -1,8 +1,9 @@
 """Memory runs out at every place in turn: ``allocation.py SECONDS [MOST [CALL ...]]``, allocation.so loaded before it.
 
 Of each call, the first piece of memory that the engine asks for is refused, then the second, and so on; then each and
-all after it. The call raises MemoryError or RuntimeError, or does without; the next call is right, and nothing leaks.
-Calls are made in threads that keep nothing from a call before.
+all after it. The call raises MemoryError or RuntimeError, or does without, and its thread has as many threads at its
+disposal as before; the next call is right, and nothing leaks. Calls are made in threads that keep nothing from a call
+before.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ from fastrnn import _C
 
 Named = dict[str, torch.Tensor]
 SHIM = ctypes.CDLL(None)
+THREADS = 2
 ROOM = 8 << 20  # bytes that laps may add: threads come and go
 
 
@@ -60,16 +62,19 @@ def calls() -> dict[str, Callable[[], Named]]:
 def in_a_thread(call: Callable[[], Named]) -> Named:
     """The call in a thread that keeps no memory from one before."""
     found: list[object] = []
+    threads: list[int] = []
 
     def caller() -> None:
         try:
             found.append(call())
         except (MemoryError, RuntimeError) as error:
             found.append(error)
+        threads.append(torch.get_num_threads())
 
     thread = threading.Thread(target=caller)
     thread.start()
     thread.join()
+    assert threads == [THREADS], f"{threads} threads after a call"
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
@@ -106,7 +111,7 @@ def lap(clock: Clock, ends: Counter[str]) -> None:
 
 def soak(clock: Clock) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     in_a_thread(calls()["module"])  # torch has read its settings by then
     watch(Path(_C.__file__).name, "libc10.so")
     ends: Counter[str] = Counter()

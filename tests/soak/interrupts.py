@@ -58,6 +58,7 @@ def soak(clock: Clock) -> None:
         except (Alarm, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0)
             caught += 1
+        torch.set_grad_enabled(True)  # torch.no_grad, in Python, may have been left at any of its lines
         assert all(map(torch.equal, tasks[which](), expected[which])), number
     clock.report(f"{caught} exceptions, {counted[0]} handlers that returned")
 
