@@ -16,6 +16,7 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.overrides import has_torch_function
 from torch.utils._device import DeviceContext
 
 from fastrnn import _onednn, _ops, reference
@@ -51,7 +52,9 @@ def layer(
     What the cell does not have, or was not asked for, is an empty tensor (see :mod:`fastrnn._ops`).
     """
     args = (layout.cell, x, h0, c0, list(weights), layout.bidirectional, batch_sizes, lengths, reset, *layout[2:])
-    if not ordinary():
+    # A rule followed at once would see what a subclass of Tensor makes of the engine's results, views among them, which
+    # nobody could change in place then. The operator hands it what the rule returns.
+    if not ordinary() or has_torch_function((x, h0, c0, *weights)):
         return _ops.layer(*args)  # type: ignore[no-any-return]
     if _wants_gradients(x, h0, c0, *weights):
         sizes = (batch_sizes, lengths, reset)

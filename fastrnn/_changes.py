@@ -29,13 +29,16 @@ def transposed(t: Tensor, is_ordinary: bool) -> Tensor:
 
     Torch lets nobody detach views in place. What backward reads has been saved before, as it was; so this is no change.
     A compiler gets a copy where there are gradients: of changes to a view that it returns it would know nothing, and
-    gradients would be wrong. Most layers want the numbers in the order that this brings them into. ``is_ordinary``: it
-    is known that no compiler and no transform is at work.
+    gradients would be wrong. Most layers want the numbers in the order that this brings them into. torch.jit.trace gets
+    a view: it checks that it records the same without gradients. So does a subclass of Tensor, whose results are views
+    from torch.nn as well. ``is_ordinary``: it is known that no compiler and no transform is at work.
     """
     if not is_ordinary and tracing():
         is_copied = t.requires_grad and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         t = t.transpose(0, 1)
         return t.clone(memory_format=torch.contiguous_format) if is_copied else t
+    if type(t) is not Tensor or torch._C._get_tracing_state() is not None:
+        return t.transpose(0, 1)
     if not t.requires_grad or (not is_ordinary and torch._C._are_functorch_transforms_active()):
         return t.transpose_(0, 1)
     before = t._version

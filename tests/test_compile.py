@@ -209,10 +209,10 @@ def test_fx_keeps_lengths() -> None:
 
 
 @pytest.mark.filterwarnings(DEPRECATED_JIT, "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("layout", ["dense", "batch first", "packed"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_trace(name: str, layout: str) -> None:
-    net = Net(name, num_layers=2, bidirectional=True)
+    net = Net(name, num_layers=2, bidirectional=True, batch_first=layout == "batch first")
 
     class Packed(nn.Module):
         def __init__(self) -> None:
@@ -223,7 +223,7 @@ def test_trace(name: str, layout: str) -> None:
             packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
             return pad_packed_sequence(self.rnn(packed)[0])[0]
 
-    if layout == "dense":
+    if layout != "packed":
         module, given, other = net, (torch.randn(T, B, I),), (torch.randn(9, 4, I),)
     else:
         module = Packed()

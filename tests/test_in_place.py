@@ -136,6 +136,22 @@ def extras() -> Iterator[tuple[str, dict[str, object]]]:
     yield "LSTM", {"return_cells": True, "reset": reset, "lengths": [2, T, 3]}
 
 
+class Subclass(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensors_of_a_subclass(name: str, layout: str) -> None:
+    for options in STACKS:
+        ours, torchs = pair(name, I, H, batch_first=layout == "batch first", dtype=DOUBLE, **options)
+        for steps in (1, T):
+            x = torch.randn(steps, B, I, dtype=DOUBLE).as_subclass(Subclass)
+            for part in range(3 if name == "LSTM" else 2):
+                found, expected = (gradients(net, x, layout, Tensor.relu_, part) for net in (ours, torchs))
+                torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("tape", ["full", "lean"])
 def test_beyond_torch(tape: str) -> None:
     """The layer has the gradients of the same results, changed in a copy."""
