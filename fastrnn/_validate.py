@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastrnn._dynamo import tracing
+from fastrnn._onednn import takes_lstm
 from fastrnn.reference import CELLS
 
 NAMES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
@@ -327,7 +328,7 @@ def _takes_cell_state(x: Tensor, dtype: torch.dtype, cell: bool, packed: bool) -
     """Whether torch computes with a cell state of another dtype than the input's."""
     if cell:
         return True
-    if not packed and x.dtype in (torch.float32, torch.bfloat16) and x.numel():  # by oneDNN
+    if not packed and x.dtype in (torch.float32, torch.bfloat16) and x.numel() and takes_lstm(x.dtype):
         return x.dtype == torch.bfloat16 and dtype == torch.float32
     return torch.promote_types(dtype, x.dtype) == x.dtype
 
