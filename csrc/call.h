@@ -20,6 +20,18 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
+// A string argument. As std::string it would be lost with every call: torch's conversion leaks its copy until 2.13 at
+// least (https://github.com/pytorch/pytorch/issues/191340).
+inline std::string take(StringHandle argument) {
+  size_t length = 0;
+  const char* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(argument, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(argument, &data));
+  const std::string text(data, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(argument));
+  return text;
+}
+
 inline cpu::Cell parse_cell(const std::string& name) {
   if (name == "rnn_tanh") return cpu::Cell::kRnnTanh;
   if (name == "rnn_relu") return cpu::Cell::kRnnRelu;

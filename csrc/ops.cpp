@@ -195,31 +195,34 @@ ForwardResult forward(const Call& call, Tape tape, bool cells) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer(StringHandle cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
                                                  std::vector<Tensor> weights, bool bidirectional,
                                                  OptionalTensor batch_sizes, OptionalTensor lengths,
-                                                 OptionalTensor reset, std::string tape, bool cells) {
-  parse_tape(tape);  // what to keep where gradients are wanted, and here none are
-  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
+                                                 OptionalTensor reset, StringHandle tape, bool cells) {
+  const std::string name = take(cell);
+  parse_tape(take(tape));  // what to keep where gradients are wanted, and here none are
+  const Call call(name, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   const auto [y, h_n, c_n, all_cells, nothing] = forward(call, Tape::kNone, cells);
   return {y, h_n, c_n, all_cells};
 }
 
-ForwardResult layer_forward(std::string cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
+ForwardResult layer_forward(StringHandle cell, Tensor x, OptionalTensor h0, OptionalTensor c0,
                             std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
-                            OptionalTensor lengths, OptionalTensor reset, std::string tape, bool cells) {
-  const Tape kind = parse_tape(tape);
-  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
+                            OptionalTensor lengths, OptionalTensor reset, StringHandle tape, bool cells) {
+  const std::string name = take(cell);
+  const Tape kind = parse_tape(take(tape));
+  const Call call(name, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   return forward(call, kind, cells);
 }
 
-BackwardResult layer_backward(std::string cell, OptionalTensor dy, OptionalTensor dh_n, OptionalTensor dc_n,
+BackwardResult layer_backward(StringHandle cell, OptionalTensor dy, OptionalTensor dh_n, OptionalTensor dc_n,
                               OptionalTensor dcells, Tensor x, OptionalTensor h0, OptionalTensor c0,
                               std::vector<Tensor> weights, bool bidirectional, OptionalTensor batch_sizes,
                               OptionalTensor lengths, OptionalTensor reset, Tensor y, Tensor cells, Tensor tape,
-                              std::string tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) {
-  const Tape kind = parse_tape(tape_kind);
-  const Call call(cell, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
+                              StringHandle tape_kind, bool need_x, bool need_h0, bool need_c0, bool need_weights) {
+  const std::string name = take(cell);
+  const Tape kind = parse_tape(take(tape_kind));
+  const Call call(name, x, h0, c0, weights, bidirectional, batch_sizes, lengths, reset);
   STD_TORCH_CHECK(!call.half_weights, "w_ih: expected Float in backward, got BFloat16");
   const int64_t D = call.directions, H = call.H;
   const bool has_c = cpu::has_c(call.cell), gated = cpu::gate_count(call.cell) > 1;
