@@ -18,7 +18,8 @@ namespace fastrnn {
 // No sum is long, for a long one rounds more than torch's, which is one over steps of those over rows. What is small or
 // narrow the engine multiplies itself: blocks of a few rows, added in double. The rest is aten's: products of blocks,
 // which for matrices of that size are sums of shorter ones, groups of them added in C, and the groups in double.
-// Where layers of bfloat16 compute in it, so do these products, of a chunk each.
+// Where layers of bfloat16 compute in it, so do these products, and rows of zeros make their numbers of rows a few
+// ones: oneDNN keeps code for every number that it has met.
 template <class C>
 class WeightGradients {
  public:
@@ -34,7 +35,7 @@ class WeightGradients {
     if (!ih_.own || !hh_.own) partial_ = pass.workspace(gates_ * H_ * std::max(ih_.columns, H_));
     if (!pass.kernels.bf16) return;
     for (size_t i = 0; i < 3; ++i)
-      halves_[i] = workspace<uint16_t>(most_rows * (i == 0 ? pass.width * H_ : i == 1 ? H_ : ih_.columns));
+      halves_[i] = workspace<uint16_t>(padded(most_rows) * (i == 0 ? pass.width * H_ : i == 1 ? H_ : ih_.columns));
   }
 
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
@@ -91,8 +92,15 @@ class WeightGradients {
     return {columns, own, gradient, total};
   }
 
-  int64_t rows_of_block(int64_t rows) const { return pass_.kernels.bf16 ? rows : std::min(rows, kBlock); }
-  int64_t blocks(int64_t rows) const { return rows > 0 ? (rows - 1) / rows_of_block(rows) + 1 : 0; }
+  static int64_t blocks(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
+
+  // So many that the last block has one of twenty numbers, at most a quarter of it too many.
+  static int64_t padded(int64_t rows) {
+    const int64_t last = rows % kBlock;
+    int64_t step = 8;
+    while (step * 4 < last) step *= 2;
+    return rows - last + (last + step - 1) / step * step;
+  }
 
   // Rows of numbers that are to be multiplied, some of their columns.
   struct Factor {
@@ -102,7 +110,7 @@ class WeightGradients {
     Factor some(int64_t from, int64_t n) const { return {data + from * row * item, item, n, row, columns}; }
   };
 
-  // Rows without gaps; in bfloat16 they go to `half`.
+  // Rows without gaps; in bfloat16 they go to `half`, padded.
   Factor factor(const C* from, int64_t rows, int64_t columns, uint16_t* half) const {
     if (half == nullptr) return {reinterpret_cast<const char*>(from), sizeof(C), rows, columns, columns};
     const int64_t parts = pass_.layer.plan.shares();
@@ -110,7 +118,9 @@ class WeightGradients {
       const int64_t begin = rows * lo / parts * columns, end = rows * hi / parts * columns;
       pass_.kernels.store_bf16(from + begin, half + begin, end - begin);
     });
-    return {reinterpret_cast<const char*>(half), sizeof(uint16_t), rows, columns, columns};
+    const int64_t all = padded(rows);
+    std::fill(half + rows * columns, half + all * columns, uint16_t{0});
+    return {reinterpret_cast<const char*>(half), sizeof(uint16_t), all, columns, columns};
   }
 
   // f(c0, c1) for all of them, whole cache lines to a share if `work` is worth it.
@@ -145,11 +155,10 @@ class WeightGradients {
     }
     C* const group = w.gradient + first * right.columns;
     double* const total = w.total + (w.total == nullptr ? 0 : first * right.columns);
-    const int64_t step = rows_of_block(left.rows);
-    for (int64_t r = 0, block = blocks_; r < left.rows; r += step, ++block) {
+    for (int64_t r = 0, block = blocks_; r < left.rows; r += kBlock, ++block) {
       const bool begins = block % kGroup == 0, straight = begins && !pass_.kernels.bf16;
       if (begins && block > 0) in_parts_of(n, [&](int64_t i) { total[i] += static_cast<double>(group[i]); });
-      const int64_t rows = std::min(step, left.rows - r);
+      const int64_t rows = std::min(kBlock, left.rows - r);
       multiply(left.some(r, rows), right.some(r, rows), straight ? group : partial_);
       if (!straight) add_partial(n, begins, group);
     }

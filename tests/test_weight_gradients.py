@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from accuracy import assert_accurate
-from layers import Problem, draw, fast, one_thread, run, stock
+from layers import ROUNDS, Problem, draw, fast, one_thread, run, stock
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from fastrnn._accuracy import error
 from fastrnn.reference import CELLS
@@ -86,3 +87,21 @@ def test_as_accurate_as_torch(cell: str, layout: str) -> None:
             assert_accurate(ours, theirs, true)
             ratios += [error(ours[n], true[n]) / error(theirs[n], true[n]) for n in true if n.startswith("dw")]
     assert torch.tensor(ratios).median() < 1
+
+
+@pytest.mark.skipif(not ROUNDS, reason="products of bfloat16 are for the CPUs that have them")
+@pytest.mark.parametrize("cell", CELLS)
+def test_products_of_bfloat16_have_few_sizes(cell: str) -> None:
+    """Whatever the lengths are: oneDNN keeps code for each size, which for ever new ones is ever more memory."""
+    batches = [
+        draw(cell, steps, batch, 20, 48, layout=("dense", "lengths", "packed")[batch % 3], dtype=torch.bfloat16)
+        for steps, batch in ((1, 1), (7, 2), (19, 3), (3, 29), (23, 11), (37, 13), (61, 21), (211, 7))
+        for _ in range(5)
+    ]
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        for problem in batches:
+            run(fast(), problem)
+    products = [e.input_shapes for e in seen.events() if e.name == "aten::mm"]
+    rows = {left[1] for left, *_ in products}
+    assert rows
+    assert len(rows) <= 20

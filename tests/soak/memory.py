@@ -18,7 +18,8 @@ from layers import draw, fast, run
 
 import fastrnn
 
-LAP, WARM = 500, 4
+LAP, WARM = 500, 20
+SIZES = ((1, 70), (24, 48), (40, 33), (7, 5))  # inputs and units of layers, which a model has a few of
 SHARE = 0.05  # of what the process had after the warm laps, or ROOM, may be added: an allocator's own disorder
 ROOM = 24 << 20
 
@@ -45,7 +46,7 @@ def lap(of: random.Random) -> None:
                 "dtype": of.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16)),
             }
             cell = of.choice(("rnn_tanh", "rnn_relu", "lstm", "gru"))
-            problem = draw(cell, steps, batch, of.randint(1, 40), of.randint(1, 70), **options)
+            problem = draw(cell, steps, batch, *of.choice(SIZES), **options)
             run(fast(of.choice(("full", "lean"))), problem)
 
 
