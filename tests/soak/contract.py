@@ -5,11 +5,15 @@ tape, through any outputs and for any inputs, on 1 to 8 threads; and modules: st
 unbatched. Each is judged by the rule of the accuracy; the instruction set is the process's (FASTRNN_CPU_ISA).
 """
 
+import copy
 import os
 import random
 import sys
 from collections.abc import Callable, Collection
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("FASTRNN_POISON", "1")
@@ -20,23 +24,35 @@ import torch
 from clock import Clock
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from layers import DTYPES, PARTS, Problem, fast, judged, readable, run, yardstick
-from problems import laid, problems
+from problems import between, laid, one_of_each, problems, reseed
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import _ops
-from fastrnn._accuracy import allowed, error
+from fastrnn._accuracy import FORWARD, GRADIENT, allowed, error
 
 EACH = 50  # cases between two looks at the clock
 RANGES = ((1, 7), (0, 5), (0, 9), (1, 21))
+OTHERS = 25  # cases that tell luck from error
+MUCH = 10  # times what the rule allows, which luck is not
 Named = dict[str, Tensor]
 
 
-def judge(found: Named, truth: Named, theirs: Callable[[], Named], few: bool) -> None:
+class Trial(NamedTuple):
+    """Results of a case: ours, torch's and the truth."""
+
+    found: Named
+    torchs: Named
+    truth: Named
+
+
+def judge(found: Named, truth: Named, theirs: Callable[[], Named], again: Callable[[], Trial], few: bool) -> None:
     """By the rule of the accuracy; of a few numbers, by half of their digits (see test_fuzz.py).
 
-    What is within the rule's floor is right whatever torch's own error is: torch computes the others alone.
+    What is within the rule's floor is right whatever torch's own error is: torch computes the others alone. Among so
+    many cases some of torch's results are nearly exact by luck. What is off then, not by much, is right if over
+    ``OTHERS`` cases with the same numbers elsewhere (``again``) the mean error is within the rule.
     """
     assert found.keys() == truth.keys(), (found.keys(), truth.keys())
     doubtful = []
@@ -50,7 +66,25 @@ def judge(found: Named, truth: Named, theirs: Callable[[], Named], few: bool) ->
             doubtful.append(name)
     if doubtful:
         torchs = theirs()
-        accuracy.assert_accurate(*({name: t[name] for name in doubtful} for t in (found, torchs, truth)))
+        limits = {name: allowed(torchs[name], truth[name], name.startswith("d")) for name in doubtful}
+        wrong = [name for name in doubtful if not error(found[name], truth[name]) <= limits[name]]
+        if any(not error(found[name], truth[name]) <= MUCH * limits[name] for name in wrong):
+            accuracy.assert_accurate(*({name: t[name] for name in wrong} for t in (found, torchs, truth)))
+        if wrong:
+            check_means(wrong, [again() for _ in range(OTHERS)])
+
+
+def check_means(names: list[str], trials: list[Trial]) -> None:
+    """The rule, of errors' means."""
+    for name in names:
+        ours, torchs = (mean(error(t[k][name], t.truth[name]) for t in trials) for k in (0, 1))
+        exact = torch.zeros(1, dtype=trials[0].found[name].dtype)
+        factor, floor = GRADIENT if name.startswith("d") else FORWARD, allowed(exact, exact.double(), False)
+        assert ours <= factor * torchs + floor, f"{name} is off by {ours:.2e} in the mean, torch by {torchs:.2e}"
+
+
+def shuffled(t: Tensor) -> Tensor:
+    return t.flatten()[torch.randperm(t.numel())].view(t.shape)
 
 
 @st.composite
@@ -59,12 +93,14 @@ def calls(choose: st.DrawFn) -> tuple[Problem, Problem, str, Collection[str], Co
     problem = choose(problems(ranges=RANGES))
     has = [part for part in PARTS if part in ("y", "h_n") or (problem.cell == "lstm" and part == "c_n")]
     has += ["cells"] if problem.cells else []
-    parts = choose(st.sets(st.sampled_from(has), min_size=1))
+    through = [some for count in range(1, len(has) + 1) for some in combinations(has, count)]
     names = sorted(problem.tensors())
-    frozen: Collection[str] | None = choose(st.none() | st.sets(st.sampled_from(names), max_size=len(names) - 1))
+    parts, tape, threads, trains, some = one_of_each(
+        choose, through, ("full", "lean"), (1, 2, 3, 8), (False, True), range(2 ** len(names) - 1)
+    )
+    frozen = {name for k, name in enumerate(names) if some >> k & 1} if trains else None
     if problem.cell == "rnn_relu" and problem.x.dtype != torch.float64:
         frozen = None  # on which side of its kink a rounded sum falls is nobody's mistake
-    tape, threads = choose(st.sampled_from(["full", "lean"])), choose(st.sampled_from([1, 2, 3, 8]))
     return problem, choose(laid(problem)), tape, parts, frozen, threads
 
 
@@ -78,63 +114,98 @@ def outputs(layer: Callable[[Problem], tuple[Tensor | None, ...]], problem: Prob
 
 def check_call(problem: Problem, lying: Problem, tape: str, parts: object, frozen: object, threads: int) -> None:
     compute = outputs if frozen is None else lambda layer, p: run(layer, p, parts, frozen)
-    torch.set_num_threads(threads)
-    found = compute(fast(tape), lying)
-    torch.set_num_threads(1)
-    judged(problem, found)
 
-    def theirs() -> Named:
-        torchs = compute(yardstick(problem), problem)
-        judged(problem, torchs)
-        return torchs
+    def ours(p: Problem) -> Named:
+        torch.set_num_threads(threads)
+        found = compute(fast(tape), p)
+        torch.set_num_threads(1)
+        judged(problem, found)
+        return found
+
+    def theirs(p: Problem) -> Named:
+        found = compute(yardstick(p), p)
+        judged(problem, found)
+        return found
+
+    def truth(p: Problem) -> Named:
+        return compute(readable, p.to(torch.float64))
+
+    def again() -> Trial:
+        other = problem.put({name: shuffled(t) for name, t in problem.tensors().items()})
+        return Trial(ours(other), theirs(other), truth(other))
 
     sizes = (problem.x.shape[-1] < 2, problem.weights[1].shape[1] < 4, problem.x.shape[:-1].numel() < 4)
-    judge(found, compute(readable, problem.to(torch.float64)), theirs, any(sizes))
+    judge(ours(lying), truth(problem), lambda: theirs(problem), again, any(sizes))
 
 
 @st.composite
 def modules(choose: st.DrawFn) -> tuple[nn.Module, nn.Module, tuple[object, ...], int]:
     """A module of fastrnn, torch.nn's with the same parameters, what both are given, and the threads."""
-    pick = lambda *values: choose(st.sampled_from(values))  # noqa: E731
-    torch.manual_seed(choose(st.integers(0, 2**32)))
-    name, layers, directions, dtype = pick("RNN", "LSTM", "GRU"), pick(1, 2, 3), pick(1, 2), pick(*DTYPES[:2])
-    inputs, hidden = choose(st.integers(2, 9)), choose(st.integers(4, 21))
-    options = {"num_layers": layers, "bidirectional": directions == 2, "bias": pick(True, False)}
-    options |= {"batch_first": pick(False, True), "dropout": pick(0.0, 1.0) if layers > 1 else 0.0, "dtype": dtype}
-    projected = choose(st.integers(1, hidden - 1)) if name == "LSTM" and pick(False, False, False, True) else 0
+    reseed(choose(between(0, 2**32)))
+    name, layers, directions, dtype, threads, layout = one_of_each(
+        *(choose, ("RNN", "LSTM", "GRU"), (1, 2, 3), (1, 2), DTYPES[:2], (1, 2, 3, 8)),
+        ("batched", "packed", "unbatched"),
+    )
+    steps, batch, inputs, hidden, proj_size = one_of_each(
+        choose, range(1, 7), range(2, 6), range(2, 10), range(4, 22), (0, 0, 0, 1, 3)
+    )
+    no = (False, True)
+    bias, batch_first, dropout, has_state, tape = one_of_each(choose, no, no, (0.0, 1.0), no, ("full", "lean"))
+    options = {"num_layers": layers, "bidirectional": directions == 2, "bias": bias, "batch_first": batch_first}
+    options |= {"dropout": dropout if layers > 1 else 0.0, "dtype": dtype}
+    projected = proj_size if name == "LSTM" else 0
     ours, theirs = (
         getattr(package, name)(inputs, hidden, **options, **({"proj_size": projected} if projected else {}))
         for package in (fastrnn, nn)
     )
     theirs.load_state_dict(ours.state_dict())
-    ours.tape = pick("full", "lean")
-    steps, batch, layout = choose(st.integers(1, 6)), choose(st.integers(2, 5)), pick("batched", "packed", "unbatched")
+    ours.tape = tape
     x = torch.randn(steps, batch, inputs, dtype=dtype)
     state = [torch.randn(layers * directions, batch, n, dtype=dtype) for n in (projected or hidden, hidden)]
     if layout == "unbatched":
         x, state = x[:, 0], [s[:, 0] for s in state]
-    elif options["batch_first"]:
+    elif batch_first:
         x = x.transpose(0, 1)
     given: tuple[object, ...] = (x,)
     if layout == "packed":
-        lengths = torch.tensor(choose(st.lists(st.integers(1, steps), min_size=batch, max_size=batch)))
-        given = (pack_padded_sequence(x, lengths, options["batch_first"], enforce_sorted=False),)
-    if pick(False, True):
+        lengths = torch.tensor(choose(st.lists(between(1, steps), min_size=batch, max_size=batch)))
+        given = (pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False),)
+    if has_state:
         given += (tuple(state) if name == "LSTM" else state[0],)
-    return ours, theirs, given, pick(1, 2, 3, 8)
+    return ours, theirs, given, threads
+
+
+def elsewhere(value: object) -> object:
+    """Inputs, however nested, with their numbers shuffled."""
+    if isinstance(value, PackedSequence):
+        return value._replace(data=shuffled(value.data))
+    return tuple(map(elsewhere, value)) if isinstance(value, tuple) else shuffled(value)
 
 
 def check_module(ours: nn.Module, theirs: nn.Module, given: tuple[object, ...], threads: int) -> None:
+    def trial(*inputs: object) -> Trial:
+        torch.set_num_threads(threads)
+        found = accuracy.run(ours, *inputs)
+        torch.set_num_threads(1)
+        truth = accuracy.run(copy.deepcopy(theirs).double(), *accuracy.in_float64(inputs))
+        names = sorted(found.keys() & truth.keys())
+        torchs = accuracy.run(theirs, *inputs)
+        return Trial(*({name: named[name] for name in names} for named in (found, torchs, truth)))
+
+    def again() -> Trial:
+        with torch.no_grad():
+            for p in theirs.parameters():
+                p.copy_(shuffled(p))
+        ours.load_state_dict(theirs.state_dict())
+        return trial(*elsewhere(given))
+
+    found, torchs, truth = trial(*given)
     torch.set_num_threads(threads)
-    found = accuracy.run(ours, *given)
     with torch.no_grad():
         values = dict(zip(("y", "h_n", "c_n"), accuracy.flatten(ours(*given)), strict=False))
-    torch.set_num_threads(1)
-    torchs, exact = accuracy.run(theirs, *given), theirs.double()
-    truth = accuracy.run(exact, *accuracy.in_float64(given))
     for results in (found, values):
         names = results.keys() & truth.keys()
-        judge({n: results[n] for n in names}, {n: truth[n] for n in names}, lambda: torchs, few=False)
+        judge({n: results[n] for n in names}, {n: truth[n] for n in names}, lambda: torchs, again, few=False)
 
 
 def soak(clock: Clock) -> None:
