@@ -20,8 +20,10 @@ constexpr int kMost = 32;
 Range watched[kMost];
 std::atomic<int> ranges{0};
 std::atomic<long> seen{0}, refused{0}, first{0}, last{0};
+std::atomic<size_t> least{0};
 
-bool refuses(const void* caller) {
+bool refuses(size_t size, const void* caller) {
+  if (size < least.load()) return false;
   const auto at = reinterpret_cast<uintptr_t>(caller);
   for (int i = 0, n = ranges.load(); i < n; ++i) {
     if (at < watched[i].begin || at >= watched[i].end) continue;
@@ -34,7 +36,7 @@ bool refuses(const void* caller) {
 }
 
 void* get(size_t size, size_t alignment, const void* caller) {
-  void* const p = refuses(caller) ? nullptr : alignment == 0 ? std::malloc(size) : std::aligned_alloc(alignment, size);
+  void* const p = refuses(size, caller) ? nullptr : alignment == 0 ? std::malloc(size) : std::aligned_alloc(alignment, size);
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
@@ -51,10 +53,10 @@ void soak_watch(uintptr_t begin, uintptr_t end) {
   ranges.store(n + 1);
 }
 
-// Of what the watched ask for from now on, the pieces [from, to] are refused, counted from 1.
-void soak_refuse(long from, long to) {
+// Of the pieces of at least `bytes` that the watched ask for from now on, [from, to] are refused, counted from 1.
+void soak_refuse(long from, long to, size_t bytes) {
   first.store(0), last.store(-1);
-  seen.store(0), refused.store(0);
+  seen.store(0), refused.store(0), least.store(bytes);
   first.store(from), last.store(to);
 }
 
@@ -64,13 +66,13 @@ long soak_refused() { return refused.load(); }
 void* aligned_alloc(size_t alignment, size_t size) {
   using Function = void* (*)(size_t, size_t);
   static const auto real = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "aligned_alloc"));
-  return refuses(__builtin_return_address(0)) ? nullptr : real(alignment, size);
+  return refuses(size, __builtin_return_address(0)) ? nullptr : real(alignment, size);
 }
 
 int posix_memalign(void** to, size_t alignment, size_t size) {
   using Function = int (*)(void**, size_t, size_t);
   static const auto real = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "posix_memalign"));
-  return refuses(__builtin_return_address(0)) ? ENOMEM : real(to, alignment, size);
+  return refuses(size, __builtin_return_address(0)) ? ENOMEM : real(to, alignment, size);
 }
 }
 

@@ -65,9 +65,10 @@ def engine(kind: str) -> Engine:
     threads = library("openmp", "-fsanitize=thread")
     if threads is None:
         return Engine(missing="openmp.cpp was not built")
-    # A thread's own variables are given back by the dynamic linker, which is not instrumented: no race.
+    # What is not instrumented has locks that cannot be seen: the dynamic linker, where it gives back a thread's own
+    # variables, and oneDNN, where two threads make the code of products.
     ignored = BUILD / "thread.ignored"
-    ignored.write_text("race:_dl_deallocate_tls\n")
+    ignored.write_text("race:_dl_deallocate_tls\nrace:dnnl::impl::\n")
     options += f":suppressions={ignored}"
     environment |= {"TSAN_OPTIONS": options, "LD_PRELOAD": " ".join([*loaded, threads])}
     # Its shadow memory has places of its own, where a random layout of the process may lie.
