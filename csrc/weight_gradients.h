@@ -18,8 +18,8 @@ namespace fastrnn {
 // No sum is long, for a long one rounds more than torch's, which is one over steps of those over rows. What is small or
 // narrow the engine multiplies itself: blocks of a few rows, added in double. The rest is aten's: products of blocks,
 // which for matrices of that size are sums of shorter ones, groups of them added in C, and the groups in double.
-// Where layers of bfloat16 compute in it, so do these products, and rows of zeros make their numbers of rows a few
-// ones: oneDNN keeps code for every number that it has met.
+// Where layers of bfloat16 compute in it, so do these products, of a chunk each: aten rounds every product to bfloat16.
+// Rows of zeros leave few different numbers of rows: oneDNN keeps code for each that it has met.
 template <class C>
 class WeightGradients {
  public:
@@ -92,14 +92,14 @@ class WeightGradients {
     return {columns, own, gradient, total};
   }
 
-  static int64_t blocks(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
+  int64_t rows_of_block(int64_t rows) const { return pass_.kernels.bf16 ? rows : std::min(rows, kBlock); }
+  int64_t blocks(int64_t rows) const { return rows > 0 ? (rows - 1) / rows_of_block(rows) + 1 : 0; }
 
-  // So many that the last block has one of twenty numbers, at most a quarter of it too many.
+  // The next of 16 numbers up to 128, and of eight more for each doubling.
   static int64_t padded(int64_t rows) {
-    const int64_t last = rows % kBlock;
     int64_t step = 8;
-    while (step * 4 < last) step *= 2;
-    return rows - last + (last + step - 1) / step * step;
+    while (step * 16 < rows) step *= 2;
+    return (rows + step - 1) / step * step;
   }
 
   // Rows of numbers that are to be multiplied, some of their columns.
@@ -155,10 +155,11 @@ class WeightGradients {
     }
     C* const group = w.gradient + first * right.columns;
     double* const total = w.total + (w.total == nullptr ? 0 : first * right.columns);
-    for (int64_t r = 0, block = blocks_; r < left.rows; r += kBlock, ++block) {
+    const int64_t step = rows_of_block(left.rows);
+    for (int64_t r = 0, block = blocks_; r < left.rows; r += step, ++block) {
       const bool begins = block % kGroup == 0, straight = begins && !pass_.kernels.bf16;
       if (begins && block > 0) in_parts_of(n, [&](int64_t i) { total[i] += static_cast<double>(group[i]); });
-      const int64_t rows = std::min(kBlock, left.rows - r);
+      const int64_t rows = std::min(step, left.rows - r);
       multiply(left.some(r, rows), right.some(r, rows), straight ? group : partial_);
       if (!straight) add_partial(n, begins, group);
     }

@@ -66,7 +66,7 @@ def engine(kind: str) -> Engine:
     if threads is None:
         return Engine(missing="openmp.cpp was not built")
     # What is not instrumented has locks that cannot be seen: the dynamic linker, where it gives back a thread's own
-    # variables, and oneDNN, where two threads make the code of products.
+    # variables, and oneDNN, which shares what it has made of products. Races within its products go unseen with that.
     ignored = BUILD / "thread.ignored"
     ignored.write_text("race:_dl_deallocate_tls\nrace:dnnl::impl::\n")
     options += f":suppressions={ignored}"
