@@ -60,6 +60,12 @@ inline void check_sizes(const char* name, const Tensor& t, const Sizes& expected
                   to_string({expected.data(), expected.size()}), ", got ", to_string(got));
 }
 
+// A result that the caller holds has still its memory (not so after resize_(0) of its storage).
+inline void check_kept(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr() != nullptr, name,
+                  ": expected the result of forward, got a tensor whose storage was freed");
+}
+
 inline void check_dtype(const char* name, const Tensor& t, ScalarType expected) {
   STD_TORCH_CHECK(t.scalar_type() == expected, name, ": expected ", torch::headeronly::toString(expected), ", got ",
                   torch::headeronly::toString(t.scalar_type()));

@@ -240,6 +240,8 @@ BackwardResult layer_backward(StringHandle cell, OptionalTensor dy, OptionalTens
   check_dtype("y", y, x.scalar_type());
   check_dtype("cells", cells, compute);
   check_dtype("tape", tape, compute);
+  check_kept("y", y);
+  check_kept("cells", cells);
   const Gradients given{dy, dh_n, dc_n, dcells};
   const Tensor y_rows = with_rows(y), cell_rows = without_gaps(cells), kept = without_gaps(tape);
   if (compute == ScalarType::Double) {

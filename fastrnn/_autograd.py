@@ -165,6 +165,7 @@ class _LayerForward(_Rule):
         is_shared = layout.cells and layout.tape == "full"
         if is_ordinary or not (tracing() or torch._C._are_functorch_transforms_active()):
             ctx.counters, y = (counter(y),), y.data  # which has a count of its own
+            ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
             if is_shared:
                 ctx.counters, kept = (*ctx.counters, counter(kept)), kept.data
         else:
@@ -199,7 +200,8 @@ class _LayerForward(_Rule):
         batch_sizes, lengths, reset, x, h0, c0, y, cells, tape, *weights = ctx.saved_tensors
         sizes = (batch_sizes, lengths, reset)
         if changed(ctx.counters):
-            if _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes):
+            y_changed = changed(ctx.counters[:1]) and not ctx.hooked  # hooks give torch's backward what was saved
+            if y_changed and _onednn.keeps_output(layout.cell, layout.bidirectional, x, *sizes):
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"the output of a layer ({layout.cell}), which torch.nn's backward needs here as well"
@@ -270,11 +272,16 @@ class _LayerBackward(_Rule):
 
 
 def _by_weight(gradients: Sequence[Tensor | None], count: int, bidirectional: bool) -> tuple[Tensor | None, ...]:
-    """The results of ``fastrnn::layer_backward`` as ``count`` gradients, of ``x, h0, c0, *weights``."""
+    """The results of ``fastrnn::layer_backward`` as ``count`` gradients, of ``x, h0, c0, *weights``.
+
+    They are no views, so that they can be changed and detached in place: torch has a split for that, but not for vmap.
+    """
     if not bidirectional:
         return tuple(gradients[:count])
     rows = gradients[3 : (count + 3) // 2]
-    both = [(None, None) if g is None else g.split_with_sizes((len(g) // 2,) * 2) for g in rows]
+    is_transformed = torch._C._are_functorch_transforms_active()
+    split = Tensor.split_with_sizes if is_transformed else Tensor.unsafe_split_with_sizes
+    both = [(None, None) if g is None else split(g, (len(g) // 2,) * 2) for g in rows]
     return (*gradients[:3], *(g for g, _ in both), *(g for _, g in both))
 
 

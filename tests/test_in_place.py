@@ -213,6 +213,36 @@ def test_saved_tensors_elsewhere(name: str, batch_first: bool) -> None:
         torch.testing.assert_close(torch.autograd.grad(again, x) if not reentrant else expected, expected)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_change_inside_a_checkpoint(name: str) -> None:
+    """Where hooks save tensors, an LSTM's backward may read what is changed by then: torch.nn's gradients are wrong."""
+    net, x = pair(name, I, H)[0], torch.randn(T, B, I)
+    y = checkpoint(lambda v: net(v)[0].relu_(), x, use_reentrant=False)
+    expected = torch.autograd.grad(net(x)[0].relu().square().sum(), list(net.parameters()))
+    for found, true in zip(torch.autograd.grad(y.square().sum(), list(net.parameters())), expected, strict=True):
+        assert torch.equal(found, true)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_without_memory_is_refused(name: str) -> None:
+    """Not read: there is nothing where it was."""
+    y, _ = pair(name, I, H)[0](torch.randn(T, B, I))
+    loss = y.clone().sum()
+    y.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="y: expected the result of forward, got a tensor whose storage was freed"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_both_directions_are_no_views(name: str, create_graph: bool) -> None:
+    net = pair(name, I, H, bidirectional=True)[0]
+    loss = net(torch.randn(T, B, I))[0].sum()
+    for gradient in torch.autograd.grad(loss, list(net.parameters()), create_graph=create_graph):
+        gradient.mul_(2)
+        gradient.detach_()
+
+
 @pytest.mark.parametrize("what", ["input", "weight", "state"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_backward_cannot_do_without_is_refused(name: str, what: str) -> None:
