@@ -25,8 +25,13 @@ def error(result: Tensor, truth: Tensor) -> float:
 
 def allowed(torchs: Tensor, truth: Tensor, gradient: bool) -> float:
     """How far a result may be off where torch.nn, in the same dtype, computes ``torchs``."""
-    floor = (ROUNDINGS_FLOAT64 if torchs.dtype == torch.float64 else ROUNDINGS) * torch.finfo(torchs.dtype).eps
-    return (GRADIENT if gradient else FORWARD) * error(torchs, truth) + floor
+    return bound(error(torchs, truth), torchs.dtype, gradient)
+
+
+def bound(torchs_error: float, dtype: torch.dtype, gradient: bool) -> float:
+    """The same where torch.nn's result is off by ``torchs_error``."""
+    floor = (ROUNDINGS_FLOAT64 if dtype == torch.float64 else ROUNDINGS) * torch.finfo(dtype).eps
+    return (GRADIENT if gradient else FORWARD) * torchs_error + floor
 
 
 def away_from_the_kink(layer: Module) -> None:

@@ -36,7 +36,9 @@ bool refuses(size_t size, const void* caller) {
 }
 
 void* get(size_t size, size_t alignment, const void* caller) {
-  void* const p = refuses(size, caller) ? nullptr : alignment == 0 ? std::malloc(size) : std::aligned_alloc(alignment, size);
+  void* const p = refuses(size, caller) ? nullptr
+                  : alignment == 0      ? std::malloc(size)
+                                        : std::aligned_alloc(alignment, size);
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import _ops
-from fastrnn._accuracy import FORWARD, GRADIENT, allowed, error
+from fastrnn._accuracy import allowed, bound, error
 
 EACH = 50  # cases between two looks at the clock
 RANGES = ((1, 7), (0, 5), (0, 9), (1, 21))
@@ -78,9 +78,8 @@ def check_means(names: list[str], trials: list[Trial]) -> None:
     """The rule, of errors' means."""
     for name in names:
         ours, torchs = (mean(error(t[k][name], t.truth[name]) for t in trials) for k in (0, 1))
-        exact = torch.zeros(1, dtype=trials[0].found[name].dtype)
-        factor, floor = GRADIENT if name.startswith("d") else FORWARD, allowed(exact, exact.double(), False)
-        assert ours <= factor * torchs + floor, f"{name} is off by {ours:.2e} in the mean, torch by {torchs:.2e}"
+        limit = bound(torchs, trials[0].found[name].dtype, name.startswith("d"))
+        assert ours <= limit, f"{name} is off by {ours:.2e} in the mean, torch by {torchs:.2e}: allowed {limit:.2e}"
 
 
 def shuffled(t: Tensor) -> Tensor:
@@ -151,8 +150,10 @@ def modules(choose: st.DrawFn) -> tuple[nn.Module, nn.Module, tuple[object, ...]
     steps, batch, inputs, hidden, projects = one_of_each(
         choose, range(1, 7), range(2, 6), range(2, 10), range(4, 22), range(80)
     )
-    no = (False, True)
-    bias, batch_first, dropout, has_state, tape = one_of_each(choose, no, no, (0.0, 1.0), no, ("full", "lean"))
+    either = (False, True)
+    bias, batch_first, dropout, has_state, tape = one_of_each(
+        choose, either, either, (0.0, 1.0), either, ("full", "lean")
+    )
     options = {"num_layers": layers, "bidirectional": directions == 2, "bias": bias, "batch_first": batch_first}
     options |= {"dropout": dropout if layers > 1 else 0.0, "dtype": dtype}
     projected = 1 + projects % (hidden - 1) if name == "LSTM" and projects < 20 else 0

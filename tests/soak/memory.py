@@ -52,7 +52,7 @@ def lap(of: random.Random) -> None:
 
 
 def meet_all_products() -> None:
-    """OneDNN keeps code for each size of a bfloat16 product, of which there are few for a layer: all of them, once."""
+    """Compute with every size that a layer's bfloat16 products have: for each, oneDNN keeps code from then on."""
     for cell in CELLS:
         for inputs, hidden in SIZES:
             for rows in range(8, STEPS * BATCH + 8, 8):
