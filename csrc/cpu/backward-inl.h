@@ -320,7 +320,7 @@ FASTRNN_INLINE void add_product_columns(const C* a, int64_t row, int lanes, cons
 template <class C>
 void add_product(const C* a, int64_t row, int64_t c0, int64_t c1, const C* b, int64_t columns, int64_t n, double* to,
                  int64_t to_row) {
-  constexpr int kVecs = kRegisters >= 24 ? 4 : 2, kRight = 6;
+  constexpr int kVecs = Tiles::accumulators >= 24 ? 4 : 2, kRight = 6;
   constexpr int64_t kRows = 64;
   for (int64_t r0 = 0; r0 < n; r0 += kRows) {
     const int64_t rows = std::min(kRows, n - r0);

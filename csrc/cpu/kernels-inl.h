@@ -25,6 +25,7 @@ void pack_forward_cell(const C* w, int64_t row, int64_t column, int64_t H, int64
     }
   }
 #else
+  if constexpr (kPlainForward<CellT>) return pack_plain(w, column, row, H, K, to);
   constexpr int64_t kStride = kForwardVecs<C, CellT> * kLanes<C>;
   for (int64_t p = 0; p < forward_panels<C, CellT>(H); ++p, to += kStride * K) {
     for (int v = 0; v < kForwardVecs<C, CellT>; ++v) {

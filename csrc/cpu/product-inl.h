@@ -6,12 +6,6 @@
 // finish(sums, row, panel) adds them to what they belong to, which finish.prefetch(row, panel) has asked for before the
 // sums were computed.
 
-#if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kRegisters = 24;  // accumulators of a tile, of 32 registers
-#else
-constexpr int kRegisters = 8;  // of 16
-#endif
-
 // What a lane of a panel holds, and how the elements of a row meet it: here one weight for one element. Pairs of
 // bfloat16 are in dot-inl.h.
 template <class C>
@@ -46,16 +40,25 @@ template <class Lane, class C, int R, int kVecs>
 FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const typename Lane::Element* const (&row)[R], int64_t k,
                                int64_t end, const C* w, const C* ahead) {
   for (; k < end; k += Lane::kElements, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
-    if constexpr (R >= 4) {
+    if constexpr (Tiles::ahead > 0 && R >= 4) {
       __builtin_prefetch(ahead, 0, 2);
-      for (int v = 0; v < kVecs; ++v) __builtin_prefetch(w + (8 * kVecs + v) * kLanes<C>, 0, 3);
+      for (int v = 0; v < kVecs; ++v) __builtin_prefetch(w + (Tiles::ahead * kVecs + v) * kLanes<C>, 0, 3);
     }
     for (int e = 0; e < Lane::kElements && k + e < end; ++e) {
-      Vec<C> column[kVecs];
-      for (int v = 0; v < kVecs; ++v) column[v] = Lane::column(w + v * kLanes<C>, e);
-      for (int r = 0; r < R; ++r) {
-        const Vec<C> element = Lane::spread(row[r][k + e]);
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = Lane::add(element, column[v], acc[r][v]);
+      if constexpr (kVecs <= R) {
+        Vec<C> column[kVecs];
+        for (int v = 0; v < kVecs; ++v) column[v] = Lane::column(w + v * kLanes<C>, e);
+        for (int r = 0; r < R; ++r) {
+          const Vec<C> element = Lane::spread(row[r][k + e]);
+          for (int v = 0; v < kVecs; ++v) acc[r][v] = Lane::add(element, column[v], acc[r][v]);
+        }
+      } else {
+        Vec<C> element[R];
+        for (int r = 0; r < R; ++r) element[r] = Lane::spread(row[r][k + e]);
+        for (int v = 0; v < kVecs; ++v) {
+          const Vec<C> column = Lane::column(w + v * kLanes<C>, e);
+          for (int r = 0; r < R; ++r) acc[r][v] = Lane::add(element[r], column, acc[r][v]);
+        }
       }
     }
   }
@@ -65,46 +68,41 @@ FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const typename Lane::Ele
 // block starts from zero.
 constexpr int64_t kBlock = 64;
 
-template <class Lane, class C, int R, int kVecs, class A, class Finish>
-__attribute__((noinline)) void tile(const A& a, const C* w, const C* next, int64_t first, int64_t panel,
-                                    const Finish& finish) {
-  // The first kVecs tiles of a panel fetch one line of every lane of the next one each; later tiles find it there.
+// The sums of R rows from `first` on, into `sums` (R, kVecs). `next` is the panel whose turn comes: the first kVecs
+// tiles of a panel fetch one line of every lane of it each, and later ones find it there.
+template <class Lane, class C, int R, int kVecs, class A>
+__attribute__((noinline)) void tile(const A& a, const C* w, const C* next, int64_t first, Vec<C>* sums) {
   const C* ahead = next + (first / R < kVecs ? first / R : kVecs - 1) * kLanes<C>;
-  for (int r = 0; r < R; ++r) finish.prefetch(first + r, panel);
   const typename Lane::Element* row[R];
   for (int r = 0; r < R; ++r) row[r] = a.row(first + r);
-  Vec<C> sum[R][kVecs] = {};
-  accumulate<Lane, C, R, kVecs>(sum, row, 0, a.K < kBlock ? a.K : kBlock, w, ahead);
-  for (int64_t k = kBlock; k < a.K; k += kBlock) {
-    const int64_t at = k / Lane::kElements * kVecs * kLanes<C>;
+  int64_t k = 0;
+  do {
+    const int64_t at = k / Lane::kElements * kVecs * kLanes<C>, end = std::min(a.K, k + kBlock);
     Vec<C> acc[R][kVecs] = {};
-    accumulate<Lane, C, R, kVecs>(acc, row, k, k + kBlock < a.K ? k + kBlock : a.K, w + at, ahead + at);
+    accumulate<Lane, C, R, kVecs>(acc, row, k, end, w + at, ahead + at);
     for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = sum[r][v] + acc[r][v];
+      for (int v = 0; v < kVecs; ++v) sums[r * kVecs + v] = k == 0 ? acc[r][v] : sums[r * kVecs + v] + acc[r][v];
     }
-  }
-  for (int r = 0; r < R; ++r) finish(sum[r], first + r, panel);
+    k = end;
+  } while (k < a.K);
 }
 
 // A tile of n rows, n <= R.
-template <class Lane, class C, int R, int kVecs, class A, class Finish>
-FASTRNN_INLINE void tile_of(int64_t n, const A& a, const C* w, const C* next, int64_t first, int64_t panel,
-                            const Finish& finish) {
+template <class Lane, class C, int R, int kVecs, class A>
+FASTRNN_INLINE void tile_of(int64_t n, const A& a, const C* w, const C* next, int64_t first, Vec<C>* sums) {
   if constexpr (R > 0) {
-    if (n == R) return tile<Lane, C, R, kVecs>(a, w, next, first, panel, finish);
-    tile_of<Lane, C, R - 1, kVecs>(n, a, w, next, first, panel, finish);
+    if (n == R) return tile<Lane, C, R, kVecs>(a, w, next, first, sums);
+    tile_of<Lane, C, R - 1, kVecs>(n, a, w, next, first, sums);
   }
 }
 
 // One row and two panels, for where the sums of one alone are too few to keep the multipliers busy. In tile()'s order.
-template <class Lane, class C, int kVecs, class A, class Finish>
-__attribute__((noinline)) void two_panels(const A& a, const C* const (&w)[2], const int64_t (&panel)[2],
-                                          const Finish& finish) {
-  for (int i = 0; i < 2; ++i) finish.prefetch(0, panel[i]);
+template <class Lane, class C, int kVecs, class A>
+__attribute__((noinline)) void two_panels(const A& a, const C* const (&w)[2], Vec<C>* sums) {
   const typename Lane::Element* const row = a.row(0);
-  Vec<C> sum[2][kVecs] = {};
-  for (int64_t k = 0; k < a.K; k += kBlock) {
-    const int64_t end = k + kBlock < a.K ? k + kBlock : a.K;
+  int64_t k = 0;
+  do {
+    const int64_t end = std::min(a.K, k + kBlock);
     const C* at[2];
     for (int i = 0; i < 2; ++i) at[i] = w[i] + k / Lane::kElements * kVecs * kLanes<C>;
     Vec<C> acc[2][kVecs] = {};
@@ -120,10 +118,10 @@ __attribute__((noinline)) void two_panels(const A& a, const C* const (&w)[2], co
       for (int i = 0; i < 2; ++i) at[i] += kVecs * kLanes<C>;
     }
     for (int i = 0; i < 2; ++i) {
-      for (int v = 0; v < kVecs; ++v) sum[i][v] = k == 0 ? acc[i][v] : sum[i][v] + acc[i][v];
+      for (int v = 0; v < kVecs; ++v) sums[i * kVecs + v] = k == 0 ? acc[i][v] : sums[i * kVecs + v] + acc[i][v];
     }
-  }
-  for (int i = 0; i < 2; ++i) finish(sum[i], 0, panel[i]);
+    k = end;
+  } while (k < a.K);
 }
 
 // The rows of `a` times panels [p0, p1) of w (`apart` elements apart), in tiles of about the same number of rows: a
@@ -131,19 +129,27 @@ __attribute__((noinline)) void two_panels(const A& a, const C* const (&w)[2], co
 // not fit the cache, going through them back and forth finds the half there that was read last.
 template <class Lane, class C, int kVecs, class A, class Finish>
 void product(const A& a, const C* w, int64_t apart, int64_t p0, int64_t p1, bool back, const Finish& finish) {
-  constexpr int64_t kMost = kRegisters / kVecs;
+  constexpr int64_t kMost = std::min(Tiles::accumulators / kVecs, Tiles::rows);
   const int64_t tiles = (a.n + kMost - 1) / kMost;
+  Vec<C> sums[std::max<int64_t>(kMost, 2) * kVecs];
   for (int64_t i = 0; i < p1 - p0; ++i) {
-    const int64_t p = back ? p1 - 1 - i : p0 + i;
-    const C *panel = w + p * apart, *next = i + 1 == p1 - p0 ? panel : back ? panel - apart : panel + apart;
-    if ((kVecs < 4 || Lane::kElements > 1) && a.n == 1 && i + 1 < p1 - p0) {
-      two_panels<Lane, C, kVecs>(a, {panel, next}, {p, back ? p - 1 : p + 1}, finish);
+    const int64_t p = back ? p1 - 1 - i : p0 + i, after = back ? p - 1 : p + 1;
+    const bool last = i + 1 == p1 - p0;
+    const C *panel = w + p * apart, *next = last ? panel : w + after * apart;
+    if ((kVecs < 4 || Lane::kElements > 1) && a.n == 1 && !last) {
+      finish.prefetch(0, p);
+      finish.prefetch(0, after);
+      two_panels<Lane, C, kVecs>(a, {panel, next}, sums);
+      finish(sums, 0, p);
+      finish(sums + kVecs, 0, after);
       ++i;
       continue;
     }
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
       const int64_t n = (a.n - row + tiles - j - 1) / (tiles - j);
-      tile_of<Lane, C, kMost, kVecs>(n, a, panel, next, row, p, finish);
+      for (int64_t r = 0; r < n; ++r) finish.prefetch(row + r, p);
+      tile_of<Lane, C, kMost, kVecs>(n, a, panel, next, row, sums);
+      for (int64_t r = 0; r < n; ++r) finish(sums + r * kVecs, row + r, p);
       row += n;
     }
   }
@@ -182,6 +188,7 @@ struct StoreAt {
     for (int v = 0; v < kPlainVecs; ++v) {
       const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
       const int lanes = lanes_at<C>(at, n);
+      if (lanes == 0) break;
       store(out[row] + at, add ? load(out[row] + at, lanes) + acc[v] : acc[v], lanes);
     }
   }
@@ -196,15 +203,38 @@ struct Runs {
 constexpr int64_t kDepth = 1024;
 
 #ifndef FASTRNN_BF16
+// Vectors of panel `panel` of n columns: of the last one there may be fewer, and it is packed as narrow.
+template <class C>
+constexpr int plain_vecs(int64_t panel, int64_t n) {
+  const int64_t left = (n + kLanes<C> - 1) / kLanes<C> - panel * kPlainVecs;
+  return static_cast<int>(left < kPlainVecs ? left : kPlainVecs);
+}
+
+// Rows times panels [p0, p1) of the n plain columns of w, from its lanes k on, of K.
+template <class Lane, class C, class Finish>
+void plain_panels_product(const Factor<C>& a, const C* w, int64_t k, int64_t K, int64_t n, int64_t p0, int64_t p1,
+                          bool back, const Finish& finish) {
+  const auto panels = [&]<int kVecs>(int64_t first, int64_t end) {
+    product<Lane, C, kVecs>(a, w + k * kVecs * kLanes<C>, K * kPlainVecs * kLanes<C>, first, end, back, finish);
+  };
+  const int last = p0 < p1 ? plain_vecs<C>(p1 - 1, n) : kPlainVecs;
+  if (last < kPlainVecs) --p1;
+  panels.template operator()<kPlainVecs>(p0, p1);
+  static_assert(kPlainVecs == 4);
+  if (last == 3) panels.template operator()<3>(p1, p1 + 1);
+  if (last == 2) panels.template operator()<2>(p1, p1 + 1);
+  if (last == 1) panels.template operator()<1>(p1, p1 + 1);
+}
+
 // out (+)= rows times plain panels [p0, p1).
 template <class C>
 void plain_product(const C* const* rows, int64_t n, const Runs& runs, const C* w, int64_t p0, int64_t p1, bool back,
                    char*, StoreAt<C> out) {
-  constexpr int64_t kStride = kPlainVecs * kLanes<C>;
-  for (int64_t k = 0; k < runs.K + runs.K2;) {
-    const int64_t end = k < runs.K ? runs.K : runs.K + runs.K2, K = end - k < kDepth ? end - k : kDepth;
+  const int64_t all = runs.K + runs.K2;
+  for (int64_t k = 0; k < all;) {
+    const int64_t end = k < runs.K ? runs.K : all, K = end - k < kDepth ? end - k : kDepth;
     const Factor<C> part{rows, n, k < runs.K ? k : k - runs.K + runs.second, K};
-    product<Whole<C>, C, kPlainVecs>(part, w + k * kStride, (runs.K + runs.K2) * kStride, p0, p1, back, out);
+    plain_panels_product<Whole<C>, C>(part, w, k, all, out.n, p0, p1, back, out);
     out.add = true;
     k += K;
   }
@@ -219,42 +249,60 @@ FASTRNN_INLINE Vec<double> permute(Vec<double> a, Bits<double> which, Vec<double
   return (Vec<double>)_mm512_permutex2var_pd((__m512d)a, (__m512i)which, (__m512d)b);
 }
 
-// Transpose a square of vectors in registers, by exchanging ever larger blocks: lane l of row i goes to lane i of row
-// l.
-template <class C, int kDistance = 1>
-FASTRNN_INLINE void transpose(Vec<C>* rows) {
+// Of a square's rows a and b, which are kDistance apart: exchange a's blocks of kDistance lanes of odd number with b's
+// of even number.
+template <int kDistance, class C>
+FASTRNN_INLINE void exchange(Vec<C>& a, Vec<C>& b) {
   constexpr int kN = kLanes<C>;
   Bits<C> low, high;  // where the lanes of the two new rows come from; the second row's lanes count from kN
   for (int l = 0; l < kN; ++l) {
     low[l] = l & kDistance ? kN + l - kDistance : l;
     high[l] = l & kDistance ? kN + l : l + kDistance;
   }
-  for (int i = 0; i < kN; ++i) {
-    if (i & kDistance) continue;
-    const Vec<C> a = rows[i], b = rows[i + kDistance];
-    rows[i] = permute(a, low, b);
-    rows[i + kDistance] = permute(a, high, b);
+  const Vec<C> first = a;
+  a = permute(first, low, b);
+  b = permute(first, high, b);
+}
+#elif FASTRNN_VECTOR_BYTES == 32
+template <int kDistance, class C>
+FASTRNN_INLINE void exchange(Vec<C>& a, Vec<C>& b) {
+  const __m256d first = (__m256d)a, second = (__m256d)b;
+  if constexpr (kDistance * sizeof(C) == 16) {
+    a = (Vec<C>)_mm256_permute2f128_pd(first, second, 0x20);
+    b = (Vec<C>)_mm256_permute2f128_pd(first, second, 0x31);
+  } else if constexpr (kDistance * sizeof(C) == 8) {
+    a = (Vec<C>)_mm256_unpacklo_pd(first, second);
+    b = (Vec<C>)_mm256_unpackhi_pd(first, second);
+  } else {
+    const __m256 odd = _mm256_movehdup_ps((__m256)first);
+    a = (Vec<C>)_mm256_blend_ps((__m256)first, _mm256_moveldup_ps((__m256)second), 0xAA);
+    b = (Vec<C>)_mm256_blend_ps(odd, (__m256)second, 0xAA);
   }
-  if constexpr (kDistance * 2 < kN) transpose<C, kDistance * 2>(rows);
 }
 #endif
+
+#if FASTRNN_VECTOR_BYTES >= 32
+// Transpose a square of vectors in registers, by exchanging ever larger blocks: lane l of row i goes to lane i of row
+// l.
+template <class C, int kDistance = 1>
+FASTRNN_INLINE void transpose(Vec<C>* rows) {
+  for (int i = 0; i < kLanes<C>; ++i) {
+    if (!(i & kDistance)) exchange<kDistance, C>(rows[i], rows[i + kDistance]);
+  }
+  if constexpr (kDistance * 2 < kLanes<C>) transpose<C, kDistance * 2>(rows);
+}
+#endif
+
 // Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l], its halves added, then theirs.
-template <class C, int kGroup = kLanes<C>>
+template <class C, int kDistance = kLanes<C> / 2>
 FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
-#if FASTRNN_VECTOR_BYTES == 64
-  // Every vector holds groups of kGroup lanes, one for each row it stands for; of two vectors one is made.
-  constexpr int kN = kLanes<C>, kGroups = kN / kGroup, kHalf = kGroup / 2;
-  Bits<C> low{}, high{};
-  for (int l = 0; l < kN; ++l) {
-    const int group = l / kHalf;
-    low[l] = (group < kGroups ? 0 : kN) + group % kGroups * kGroup + l % kHalf;
-    high[l] = low[l] + kHalf;
+#if FASTRNN_VECTOR_BYTES >= 32
+  // A transposition from the largest blocks down, of which the sums of two rows are kept in place of both.
+  for (int i = 0; i < kDistance; ++i) {
+    exchange<kDistance, C>(rows[i], rows[i + kDistance]);
+    rows[i] = rows[i] + rows[i + kDistance];
   }
-  for (int i = 0; i < kN / kGroups / 2; ++i) {
-    const Vec<C> a = rows[2 * i], b = rows[2 * i + 1];
-    rows[i] = permute(a, low, b) + permute(a, high, b);
-  }
-  if constexpr (kHalf > 1) return sums_of_lanes<C, kHalf>(rows);
+  if constexpr (kDistance > 1) return sums_of_lanes<C, kDistance / 2>(rows);
   return rows[0];
 #else
   C sums[kLanes<C>];
@@ -318,7 +366,7 @@ void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t
       for (int64_t k = k0; k < k1; ++k) store(to + k * stride, load(from + k * column, lanes));
       continue;
     }
-#if FASTRNN_VECTOR_BYTES == 64
+#if FASTRNN_VECTOR_BYTES >= 32
     if (column == 1 && k1 - k0 == kSquare) {
       Vec<C> square[kLanes<C>];
       for (int lane = 0; lane < kLanes<C>; ++lane) {
@@ -339,10 +387,12 @@ void pack_vector(const C* from, int64_t unit, int64_t column, int lanes, int64_t
 #ifndef FASTRNN_BF16
 template <class C>
 void pack_plain(const C* w, int64_t row, int64_t column, int64_t n, int64_t K, C* to) {
-  constexpr int64_t kStride = kPlainVecs * kLanes<C>;
-  for (int64_t at = 0; at < plain_panels<C>(n) * kStride; at += kLanes<C>) {
-    C* panel = to + at / kStride * kStride * K + at % kStride;
-    pack_vector(w + at * column, column, row, lanes_at<C>(at, n), K, panel, kStride);
+  for (int64_t panel = 0; panel < plain_panels<C>(n); ++panel, to += kPlainVecs * kLanes<C> * K) {
+    const int vecs = plain_vecs<C>(panel, n);
+    for (int v = 0; v < vecs; ++v) {
+      const int64_t at = (panel * kPlainVecs + v) * kLanes<C>;
+      pack_vector(w + at * column, column, row, lanes_at<C>(at, n), K, to + v * kLanes<C>, vecs * kLanes<C>);
+    }
   }
 }
 

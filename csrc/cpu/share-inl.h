@@ -10,6 +10,10 @@ constexpr int64_t forward_panels(int64_t H) {
 template <class C, class CellT>
 constexpr int kForwardVecs = CellT::kGates * CellT::kUnitVecs;
 
+// Without gates, units are plain columns.
+template <class CellT>
+constexpr bool kPlainForward = CellT::kGates == 1 && CellT::kUnitVecs == kPlainVecs;
+
 template <class C, class CellT>
 struct Share {
   const Layer<C>& layer;
@@ -160,15 +164,22 @@ void forward_product(const Share<C, CellT>& share, const C* const* a, int64_t ro
   tile_product<kVecs>(tile_rows(a, rows, Runs{K}, share.tiles), w, share.panel0, share.panel1, back, finish);
 #else
   const Factor<C> factor{a, rows, 0, K};
-  const int64_t panel = kVecs * kLanes<C>;
+  const auto packed_product = [&]<class Lane>(int64_t lanes) {
+    const int64_t p0 = share.panel0, p1 = share.panel1;
+    if constexpr (kPlainForward<CellT>) {
+      plain_panels_product<Lane, C>(factor, w, 0, lanes, share.layer.H, p0, p1, back, finish);
+    } else {
+      product<Lane, C, kVecs>(factor, w, lanes * kVecs * kLanes<C>, p0, p1, back, finish);
+    }
+  };
   if constexpr (sizeof(C) == sizeof(float)) {
     if (share.layer.half_weights) {
       if (!share.layer.packed) return unpacked_product(share, a, rows, K, reinterpret_cast<const Bf16*>(w), finish);
-      return product<Halves, C, kVecs>(factor, w, (K + 1) / 2 * panel, share.panel0, share.panel1, back, finish);
+      return packed_product.template operator()<Halves>((K + 1) / 2);
     }
   }
   if (!share.layer.packed) return unpacked_product(share, a, rows, K, w, finish);
-  product<Whole<C>, C, kVecs>(factor, w, K * panel, share.panel0, share.panel1, back, finish);
+  packed_product.template operator()<Whole<C> >(K);
 #endif
 }
 

@@ -10,6 +10,8 @@ namespace {
 //
 #include "cpu/half-inl.h"
 //
+#include "cpu/tiles-inl.h"
+//
 #include "cpu/product-inl.h"
 #ifdef FASTRNN_BF16
 #include "cpu/bf16-inl.h"

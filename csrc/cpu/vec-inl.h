@@ -71,6 +71,8 @@ FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b
 FASTRNN_INLINE Vec<float> at_least(Vec<float> a, float low) {
 #if FASTRNN_VECTOR_BYTES == 64
   return (Vec<float>)_mm512_maskz_max_ps(0xFFFF, (__m512)splat(low), (__m512)a);  // of two, NaN yields the second
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_max_ps((__m256)splat(low), (__m256)a);
 #else
   return a < low ? splat(low) : a;
 #endif
@@ -113,6 +115,14 @@ FASTRNN_INLINE Vec<float> load(const Bf16* p, int n) {
   return load(lanes);
 }
 
+#if FASTRNN_VECTOR_BYTES == 32
+// All bits of the first n of eight lanes of 32 bits.
+FASTRNN_INLINE __m256i first_lanes(int n) {
+  static constexpr int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - n));
+}
+#endif
+
 // The first n lanes (0 <= n <= lanes); the others are zero.
 template <class C>
 FASTRNN_INLINE Vec<C> load(const C* p, int n) {
@@ -122,6 +132,12 @@ FASTRNN_INLINE Vec<C> load(const C* p, int n) {
     return (Vec<C>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   } else {
     return (Vec<C>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+#elif FASTRNN_VECTOR_BYTES == 32
+  if constexpr (sizeof(C) == 4) {
+    return (Vec<C>)_mm256_maskload_ps(p, first_lanes(n));
+  } else {
+    return (Vec<C>)_mm256_maskload_pd(p, first_lanes(2 * n));
   }
 #else
   C lanes[kLanes<C>] = {};
@@ -138,6 +154,25 @@ FASTRNN_INLINE void store(C* p, Vec<C> v, int n) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
   } else {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+  }
+#elif FASTRNN_VECTOR_BYTES == 32
+  // By halves, quarters and eighths: a store under a mask takes AMD's CPUs some twenty cycles.
+  const int words = n * static_cast<int>(sizeof(C) / 4);
+  char* to = reinterpret_cast<char*>(p);
+  __m128i part = _mm256_castsi256_si128((__m256i)v);
+  if (words & 4) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), part);
+    part = _mm256_extracti128_si256((__m256i)v, 1);
+    to += 16;
+  }
+  if (words & 2) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), part);
+    part = _mm_unpackhi_epi64(part, part);
+    to += 8;
+  }
+  if (words & 1) {
+    const int32_t word = _mm_cvtsi128_si32(part);
+    __builtin_memcpy(to, &word, sizeof word);
   }
 #else
   C lanes[kLanes<C>];
