@@ -293,16 +293,38 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
 }
 #endif
 
-// Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l], its halves added, then theirs.
-template <class C, int kDistance = kLanes<C> / 2>
+#if FASTRNN_VECTOR_BYTES >= 32
+// Two vectors as one: of each, groups of kBytes are added to their neighbours.
+template <int kBytes, class C>
+FASTRNN_INLINE Vec<C> add_neighbours(Vec<C> a, Vec<C> b) {
+#if FASTRNN_VECTOR_BYTES == 64
+  if constexpr (kBytes == 4) {
+    const __m512 x = (__m512)a, y = (__m512)b;
+    return (Vec<C>)_mm512_unpacklo_ps(x, y) + (Vec<C>)_mm512_unpackhi_ps(x, y);
+  }
+  const __m512d x = (__m512d)a, y = (__m512d)b;
+  if constexpr (kBytes == 8) return (Vec<C>)_mm512_unpacklo_pd(x, y) + (Vec<C>)_mm512_unpackhi_pd(x, y);
+  return (Vec<C>)_mm512_shuffle_f64x2(x, y, 0x88) + (Vec<C>)_mm512_shuffle_f64x2(x, y, 0xDD);
+#else
+  if constexpr (kBytes == 4) {
+    const __m256 x = (__m256)a, y = (__m256)b;
+    return (Vec<C>)_mm256_unpacklo_ps(x, y) + (Vec<C>)_mm256_unpackhi_ps(x, y);
+  }
+  const __m256d x = (__m256d)a, y = (__m256d)b;
+  if constexpr (kBytes == 8) return (Vec<C>)_mm256_unpacklo_pd(x, y) + (Vec<C>)_mm256_unpackhi_pd(x, y);
+  return (Vec<C>)_mm256_permute2f128_pd(x, y, 0x20) + (Vec<C>)_mm256_permute2f128_pd(x, y, 0x31);
+#endif
+}
+#endif
+
+// Sums of the lanes of a square of vectors: lane l of the result is the sum of rows[l].
+template <class C, int kBytes = sizeof(C)>
 FASTRNN_INLINE Vec<C> sums_of_lanes(Vec<C>* rows) {
 #if FASTRNN_VECTOR_BYTES >= 32
-  // A transposition from the largest blocks down, of which the sums of two rows are kept in place of both.
-  for (int i = 0; i < kDistance; ++i) {
-    exchange<kDistance, C>(rows[i], rows[i + kDistance]);
-    rows[i] = rows[i] + rows[i + kDistance];
+  for (int i = 0; 2 * i * kBytes < FASTRNN_VECTOR_BYTES; ++i) {
+    rows[i] = add_neighbours<kBytes, C>(rows[2 * i], rows[2 * i + 1]);
   }
-  if constexpr (kDistance > 1) return sums_of_lanes<C, kDistance / 2>(rows);
+  if constexpr (kBytes * 2 < FASTRNN_VECTOR_BYTES) return sums_of_lanes<C, kBytes * 2>(rows);
   return rows[0];
 #else
   C sums[kLanes<C>];
@@ -328,21 +350,24 @@ FASTRNN_INLINE void dots(const C* const* a, const W* w, int64_t K, int lanes, Ve
     const W* row[kColumns];
     for (int l = 0; l < kColumns; ++l) row[l] = w + (first + l < lanes ? first + l : 0) * K;
     Vec<C> sum[kLanes<C>] = {};
-    int64_t k = 0;
-    for (; k + kLanes<C> <= K; k += kLanes<C>) {
-      Vec<C> factor[kRows];
-      for (int r = 0; r < kRows; ++r) factor[r] = load(a[r] + k);
-      for (int l = 0; l < kColumns; ++l) {
-        const Vec<C> weight = load(row[l] + k);
-        for (int r = 0; r < kRows; ++r) sum[r * kColumns + l] = fma(factor[r], weight, sum[r * kColumns + l]);
+    constexpr int kStreams = kColumns < 8 ? kColumns : 8;  // more at a time, and the CPU does not see them coming
+    for (int begin = 0; begin < kColumns; begin += kStreams) {
+      int64_t k = 0;
+      for (; k + kLanes<C> <= K; k += kLanes<C>) {
+        Vec<C> factor[kRows];
+        for (int r = 0; r < kRows; ++r) factor[r] = load(a[r] + k);
+        for (int l = begin; l < begin + kStreams; ++l) {
+          const Vec<C> weight = load(row[l] + k);
+          for (int r = 0; r < kRows; ++r) sum[r * kColumns + l] = fma(factor[r], weight, sum[r * kColumns + l]);
+        }
       }
-    }
-    if (k < K) {
-      const int rest = static_cast<int>(K - k);
-      for (int l = 0; l < kColumns; ++l) {
-        const Vec<C> weight = load(row[l] + k, rest);
-        for (int r = 0; r < kRows; ++r) {
-          sum[r * kColumns + l] = fma(load(a[r] + k, rest), weight, sum[r * kColumns + l]);
+      if (k < K) {
+        const int rest = static_cast<int>(K - k);
+        for (int l = begin; l < begin + kStreams; ++l) {
+          const Vec<C> weight = load(row[l] + k, rest);
+          for (int r = 0; r < kRows; ++r) {
+            sum[r * kColumns + l] = fma(load(a[r] + k, rest), weight, sum[r * kColumns + l]);
+          }
         }
       }
     }
