@@ -15,7 +15,7 @@ constexpr int64_t tiles_size(int vectors, int64_t K) { return tile_blocks(K) * k
 // Rows in bfloat16 for the tiles: (n, K) up to whole tiles, zero beyond K.
 struct TileRows {
   const char* rows;
-  int64_t n, blocks, stride;  // stride: bytes
+  int64_t n, K, blocks, stride;  // stride: bytes
 };
 
 inline void round_to_tiles(const float* from, int64_t n, uint16_t* to) {
@@ -42,7 +42,7 @@ inline TileRows tile_rows(const float* const* rows, int64_t n, const Runs& runs,
     round_to_tiles(rows[i] + runs.second, runs.K2, to + runs.K);
     for (int64_t k = K; k < blocks * kTileFactors; ++k) to[k] = 0;
   }
-  return {buffer, n, blocks, stride};
+  return {buffer, n, K, blocks, stride};
 }
 
 // A tile from 16 rows of weights, 32 factors of each: pair k of row l goes to to[k * stride + l].

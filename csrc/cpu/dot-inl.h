@@ -23,6 +23,6 @@ struct Pairs {
 
 template <int kVecs, class Finish>
 void tile_product(const TileRows& a, const float* w, int64_t p0, int64_t p1, bool back, const Finish& finish) {
-  const int64_t K = a.blocks * kTilePairs;
-  product<Pair, float, kVecs>(Pairs{a, a.n, K}, w, K * kVecs * kLanes<float>, p0, p1, back, finish);
+  const int64_t apart = tiles_size(kVecs, a.K);
+  product<Pair, float, kVecs>(Pairs{a, a.n, (a.K + 1) / 2}, w, apart, p0, p1, back, finish);
 }

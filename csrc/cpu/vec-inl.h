@@ -59,7 +59,11 @@ FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
 #if FASTRNN_VECTOR_BYTES == 64
   // maskz_: GCC 12 warns of the undefined lanes of the other
   const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)b), q = a * r;  // r is off by 2^-14 at most,
-  return fma(fma(-b, q, a), r, q);                                                       // and this by that squared
+#ifdef FASTRNN_BF16
+  return q;
+#else
+  return fma(fma(-b, q, a), r, q);  // and this by that squared
+#endif
 #else
   return a / b;
 #endif
