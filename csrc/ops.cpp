@@ -1,6 +1,5 @@
-// The operators of fastrnn/_ops.py: their schemas, and what computes them for CPU tensors. They allocate, run the
-// engine's shares on torch's threads, and leave the larger products of the weight gradients to aten. This file and the
-// headers beside it are the only ones that know torch.
+// The operators of fastrnn/_ops.py: their schemas, and what computes them for CPU tensors. They allocate, and run the
+// engine's shares on torch's threads. This file and the headers beside it are the only ones that know torch.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

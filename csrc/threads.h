@@ -1,7 +1,6 @@
 // Work on torch's threads, and what comes of it.
 #pragma once
 
-#include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -56,50 +55,5 @@ void in_shares(const cpu::Plan& plan, const F& f, const Work& work) {
   const int64_t end = cpu::now();
   if (alone.load() < kUnknown) cpu::ledger().enter(alone.load(), end - begin, end);
 }
-
-// While it lives, torch's products of matrices take one thread in this one. A region of one thread is none to OpenMP,
-// so that its threads stay as they are.
-class OneThread {
- public:
-  OneThread() {
-    const Library& library = Library::get();
-    if (library.get_openmp != nullptr && library.set_openmp != nullptr) {
-      openmp_ = library.get_openmp();
-      if (openmp_ > 1) library.set_openmp(1);
-    }
-    if (library.set_mkl != nullptr) mkl_ = library.set_mkl(1);
-  }
-  ~OneThread() {
-    const Library& library = Library::get();
-    if (openmp_ > 1) library.set_openmp(openmp_);
-    if (library.set_mkl != nullptr) library.set_mkl(mkl_);
-  }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  // Of the libraries that torch has loaded, what is there.
-  struct Library {
-    int (*get_openmp)();
-    void (*set_openmp)(int);
-    int (*set_mkl)(int);
-
-    template <class F>
-    static void find(const char* name, F& function) {
-      function = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
-    }
-    static const Library& get() {
-      static const Library found = [] {
-        Library library{};
-        find("omp_get_max_threads", library.get_openmp);
-        find("omp_set_num_threads", library.set_openmp);
-        find("MKL_Set_Num_Threads_Local", library.set_mkl);  // as C has it
-        return library;
-      }();
-      return found;
-    }
-  };
-  int openmp_ = 0, mkl_ = 0;
-};
 
 }  // namespace fastrnn

@@ -126,7 +126,7 @@ def _plan_by_parameters(layer: Module, called: bool) -> Plan:
     stack, params = stack_of(layer)
     if isinstance(layer, Fast):
         x = params[0] if layer.weight_dtype is None else params[0][:0].float()
-        plan = _with_precision(functional.plan_stack(stack, x, params, None, False), x.dtype, trains=True)
+        plan = _with_precision(functional.plan_stack(stack, x, params, None, False), x.dtype)
         doubt = f"{why}, so by its parameters alone" if why else "not called with these inputs" if called else None
         return plan if doubt is None else replace(plan, reason=f"{plan.reason} ({doubt})")
     kernel = "a forward of its own" if has_own_forward(layer) else f"torch.nn's own {stack.cell}"
@@ -164,23 +164,17 @@ def _plan(request: Request, compiled: bool) -> Plan:
         )
         for features in (x.shape[-1], *[hidden * stack.directions] * (stack.num_layers - 1))
     ]
-    return _with_precision(replace(plan, kernel="; then ".join(dict.fromkeys(kernels))), dtype, request.trains)
+    return _with_precision(replace(plan, kernel="; then ".join(dict.fromkeys(kernels))), dtype)
 
 
-def _with_precision(plan: Plan, dtype: torch.dtype, trains: bool) -> Plan:
-    """The plan with what becomes of torch's switches that let float32 be multiplied as something smaller."""
+def _with_precision(plan: Plan, dtype: torch.dtype) -> Plan:
+    """The plan with what becomes of torch's switch that lets layers of float32 be multiplied as something smaller."""
     if plan.engine != "cpu" or dtype != torch.float32:
         return plan
-    reason = plan.reason
-    of_layers, of_products = (_precision(operation) for operation in ("rnn", "matmul"))
-    if of_layers not in ("none", "ieee"):
-        reason += f"; float32 all the same, torch.backends.mkldnn.rnn.fp32_precision = {of_layers!r} is not followed"
-    if trains and of_products not in ("none", "ieee"):
-        reason += f"; weight gradients by torch.mm, with torch.backends.mkldnn.matmul.fp32_precision = {of_products!r}"
-    return replace(plan, reason=reason)
-
-
-def _precision(operation: str) -> str:
-    """A switch of torch's for oneDNN, with what it inherits from ``torch.backends.fp32_precision``."""
-    switch = getattr(torch.backends.mkldnn, operation, None)
-    return str(getattr(switch, "fp32_precision", "none"))
+    # With what it inherits from torch.backends.fp32_precision.
+    switch = getattr(torch.backends.mkldnn, "rnn", None)
+    precision = str(getattr(switch, "fp32_precision", "none"))
+    if precision in ("none", "ieee"):
+        return plan
+    told = f"float32 all the same, torch.backends.mkldnn.rnn.fp32_precision = {precision!r} is not followed"
+    return replace(plan, reason=f"{plan.reason}; {told}")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accuracy import assert_accurate
-from layers import ROUNDS, Problem, draw, fast, one_thread, run, stock
+from layers import Problem, draw, fast, one_thread, run, stock
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -89,33 +89,28 @@ def test_as_accurate_as_torch(cell: str, layout: str) -> None:
     assert torch.tensor(ratios).median() < 1
 
 
-@pytest.mark.skipif(not ROUNDS, reason="products of bfloat16 are for the CPUs that have them")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_products_of_bfloat16_have_few_sizes(cell: str) -> None:
-    """Whatever the lengths are: 16 up to 128, eight for each doubling. oneDNN keeps code for every size it has met."""
-    batches = [
-        draw(cell, steps, batch, 20, 48, layout=("dense", "lengths", "packed")[batch % 3], dtype=torch.bfloat16)
-        for steps, batch in ((1, 1), (7, 2), (19, 3), (3, 29), (23, 11), (37, 13), (61, 21), (211, 7))
-        for _ in range(5)
-    ]
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
-        for problem in batches:
-            run(fast(), problem)
-    products = [e.input_shapes for e in seen.events() if e.name == "aten::mm"]
-    rows = {int(left[1]) for left, *_ in products}
-    assert rows
-    assert all(n % max(8, 2 ** ((n - 1).bit_length() - 4)) == 0 for n in rows), rows
+def test_products_are_the_engines_own(cell: str, dtype: torch.dtype) -> None:
+    """Whatever the sizes: torch's round each chunk's to the layer's type, and oneDNN keeps code for every size."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for sizes in ((1, 1, 1, 1), (7, 2, 20, 48), (3, 29, 100, 120), (211, 7, 65, 97)):
+            run(fast(), draw(cell, *sizes, dtype=dtype))
+    names = {event.name for event in seen.events()}
+    assert "fastrnn::layer_backward" in names
+    assert not names & {"aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::linear"}
 
 
-@pytest.mark.parametrize("tape", ["full", "lean"])
-@pytest.mark.parametrize("batch", [513, 600, 1024])
+@TAPES
+@pytest.mark.parametrize("steps, batch", [(4, 513), (4, 600), (4, 1024), (150, 16), (2100, 1), (260, 9)])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
-def test_sums_of_bfloat16_that_cancel(cell: str, batch: int, tape: str) -> None:
-    """A batch sorted by label: parts of the sum over its rows, each rounded to bfloat16, would leave their errors."""
-    problem = draw(cell, 4, batch, 40, 48, state=False, dtype=torch.bfloat16)
+def test_sums_of_bfloat16_that_cancel(cell: str, steps: int, batch: int, tape: str) -> None:
+    """A batch sorted by label, or a signal that turns: parts of the sum, rounded, would leave their errors in it."""
+    problem = draw(cell, steps, batch, 40, 48, state=False, dtype=torch.bfloat16)
     problem = replace(problem, x=(torch.randn(problem.x.shape) * 0.3 + 1).to(torch.bfloat16))
-    sign = torch.where(torch.arange(batch) < batch // 2, 0.5, -0.5)
-    dy = {"y": sign[None, :, None].expand(4, batch, 48)}
+    over, count = ((None, slice(None)), batch) if batch > steps else ((slice(None), None), steps)
+    sign = torch.where(torch.arange(count) < count // 2, 0.5, -0.5)
+    dy = {"y": sign[(*over, None)].expand(steps, batch, 48)}
     with one_thread():
         of = {d: {k: t.to(d) for k, t in dy.items()} for d in (torch.bfloat16, torch.float64)}
         true, theirs = run(stock, problem.to(torch.float64), of[torch.float64]), run(stock, problem, of[torch.bfloat16])
@@ -123,3 +118,33 @@ def test_sums_of_bfloat16_that_cancel(cell: str, batch: int, tape: str) -> None:
     assert_accurate(
         *({name: t for name, t in found.items() if name.startswith("dw")} for found in (ours, theirs, true))
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_same_bits_by_any_number_of_threads(cell: str, dtype: torch.dtype) -> None:
+    for sizes in ((40, 20, 130, 75), (3, 300, 17, 190), (1500, 1, 200, 64)):
+        problem = draw(cell, *sizes, bidirectional=sizes[1] == 20, dtype=dtype)
+        with one_thread():
+            expected = run(fast(), problem)
+        found = run(fast(), problem)
+        for name in (n for n in expected if n.startswith(("dw", "db"))):
+            assert torch.equal(found[name], expected[name]), (sizes, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", ["rnn_relu", "lstm", "gru"])
+def test_odd_sizes(cell: str, dtype: torch.dtype) -> None:
+    """Rows, inputs and units beside whole vectors, panels, tiles and blocks; columns of x and of h in one vector."""
+    for rows in (1, 31, 64, 65, 257, 513, 1030):
+        for inputs, hidden in ((1, 17), (15, 49), (17, 15), (33, 32), (64, 63), (130, 97)):
+            problem = draw(cell, 1 if rows % 2 else 2, rows if rows % 2 else rows // 2, inputs, hidden, dtype=dtype)
+            with one_thread():
+                true, theirs = run(stock, problem.to(torch.float64)), run(stock, problem)
+            assert_accurate(run(fast(), problem), theirs, true)
+
+
+def test_no_rows() -> None:
+    problem = draw("gru", 3, 0, 5, 7)
+    found = run(fast(), problem)
+    assert all(not t.any() for name, t in found.items() if name.startswith(("dw", "db")))

@@ -1,7 +1,7 @@
 // The backward pass of a layer, a chunk of steps at a time, last chunk first: gather what the chunk's products need
 // into compact buffers (and, on the lean tape, recompute the gates), walk the steps backwards leaving every step's gate
-// gradients, then the input's gradient. The weights' gradients are products of the compact buffers, which the caller
-// adds. Included once per instruction set inside FASTRNN_NS.
+// gradients, then the input's gradient. The weights' gradients are products of the compact buffers: sums-inl.h.
+// Included once per instruction set inside FASTRNN_NS.
 
 // The number in the compact buffers of rank 0 at time t.
 template <class C, class CellT>
@@ -256,81 +256,5 @@ void input_gradient_cell(const Layer<C>& layer, int direction, int64_t part, int
     plain_product(block.a, block.n, Runs{CellT::kGates * layer.H}, dir.weights.w_ih_t, 0, plain_panels<C>(layer.I),
                   false, tiles, StoreAt<C>{block.out, layer.I, layer.directions == 2});
     block.n = 0;
-  }
-}
-
-// The sum of each column [c0, c1) of n rows, on top of `to`: of blocks of rows in C, and of those in double, so that no
-// sum is long.
-template <class C>
-void sum_rows(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to) {
-  constexpr int64_t kRows = 32, kColumns = kPlainVecs * kLanes<C>;
-  for (int64_t column = c0; column < c1; column += kColumns) {
-    for (int64_t r0 = 0; r0 < n; r0 += kRows) {
-      Vec<C> sum[kPlainVecs] = {};
-      for (int64_t r = r0; r < n && r < r0 + kRows; ++r) {
-        for (int v = 0; v < kPlainVecs; ++v) {
-          const int64_t at = column + v * kLanes<C>;
-          sum[v] = sum[v] + load(rows + r * row + at, lanes_at<C>(at, c1));
-        }
-      }
-      C block[kColumns];
-      for (int v = 0; v < kPlainVecs; ++v) store(block + v * kLanes<C>, sum[v]);
-      for (int64_t i = column; i < c1 && i < column + kColumns; ++i) to[i] += static_cast<double>(block[i - column]);
-    }
-  }
-}
-
-// A tile of add_product: kVecs vectors of a's columns, of the last one `lanes` numbers, times R of b's.
-template <class C, int R, int kVecs>
-FASTRNN_INLINE void add_product_tile(const C* a, int64_t row, int lanes, const C* b, int64_t columns, int64_t n,
-                                     double* to, int64_t to_row) {
-  Vec<C> sum[R][kVecs] = {};
-  for (int64_t r = 0; r < n; ++r, a += row, b += columns) {
-    Vec<C> left[kVecs];
-    for (int v = 0; v < kVecs; ++v) left[v] = load(a + v * kLanes<C>, v == kVecs - 1 ? lanes : kLanes<C>);
-    for (int j = 0; j < R; ++j) {
-      const Vec<C> right = splat(b[j]);
-      for (int v = 0; v < kVecs; ++v) sum[j][v] = fma(left[v], right, sum[j][v]);
-    }
-  }
-  for (int j = 0; j < R; ++j, to += to_row) {
-    C block[kVecs * kLanes<C>];
-    for (int v = 0; v < kVecs; ++v) store(block + v * kLanes<C>, sum[j][v]);
-    if (lanes == kLanes<C>) {
-      for (int i = 0; i < kVecs * kLanes<C>; ++i) to[i] += static_cast<double>(block[i]);
-    } else {
-      for (int i = 0; i < (kVecs - 1) * kLanes<C> + lanes; ++i) to[i] += static_cast<double>(block[i]);
-    }
-  }
-}
-
-// At most R of b's columns, and the rest by as many at a time.
-template <class C, int R, int kVecs>
-FASTRNN_INLINE void add_product_columns(const C* a, int64_t row, int lanes, const C* b, int64_t columns, int64_t n,
-                                        int64_t left, double* to, int64_t to_row) {
-  for (; left >= R; left -= R, b += R, to += R * to_row)
-    add_product_tile<C, R, kVecs>(a, row, lanes, b, columns, n, to, to_row);
-  if constexpr (R > 1) {
-    if (left > 0) add_product_columns<C, R - 1, kVecs>(a, row, lanes, b, columns, n, left, to, to_row);
-  }
-}
-
-// to[j][i] += the sum over n rows of a[i] b[j], for columns [c0, c1) of a and all of b, whose rows have no gaps: of
-// blocks of rows in C, and of those in double.
-template <class C>
-void add_product(const C* a, int64_t row, int64_t c0, int64_t c1, const C* b, int64_t columns, int64_t n, double* to,
-                 int64_t to_row) {
-  constexpr int kVecs = Tiles::accumulators >= 24 ? 4 : 2, kRight = 6;
-  constexpr int64_t kRows = 64;
-  for (int64_t r0 = 0; r0 < n; r0 += kRows) {
-    const int64_t rows = std::min(kRows, n - r0);
-    const C* const right = b + r0 * columns;
-    int64_t c = c0;
-    for (; c + kVecs * kLanes<C> <= c1; c += kVecs * kLanes<C>)
-      add_product_columns<C, kRight, kVecs>(a + r0 * row + c, row, kLanes<C>, right, columns, rows, columns, to + c,
-                                            to_row);
-    for (; c < c1; c += kLanes<C>)
-      add_product_columns<C, kRight, 1>(a + r0 * row + c, row, lanes_at<C>(c, c1), right, columns, rows, columns,
-                                        to + c, to_row);
   }
 }

@@ -106,8 +106,13 @@ constexpr Kernels<float> kernels_f32 = {
     gather<float>,
     backward<float>,
     input_gradient<float>,
-    sum_rows<float>,
-    add_product<float>,
+    kSumRows,
+    factors_size<float>,
+    sum_panels<float>,
+    sum_memory<float>,
+    pack_factors<float>,
+    add_sums<float>,
+    sum_columns<float>,
 };
 #ifndef FASTRNN_BF16
 constexpr Kernels<double> kernels_f64 = {
@@ -126,7 +131,12 @@ constexpr Kernels<double> kernels_f64 = {
     gather<double>,
     backward<double>,
     input_gradient<double>,
-    sum_rows<double>,
-    add_product<double>,
+    kSumRows,
+    factors_size<double>,
+    sum_panels<double>,
+    sum_memory<double>,
+    pack_factors<double>,
+    add_sums<double>,
+    sum_columns<double>,
 };
 #endif

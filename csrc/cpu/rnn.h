@@ -138,6 +138,15 @@ struct Layer {
   }
 };
 
+// Sums over some compact rows of a direction: what its weights' gradients are made of.
+template <class C>
+struct Sums {
+  const C *dgates, *x, *h_prev;  // (n, width), (n, I), (n, H)
+  int64_t n, width, I, H;
+  C* factors;  // workspace: x and h_prev as panels
+  bool add;    // to what the gradients hold
+};
+
 template <class C>
 struct Kernels {
   int lanes = 0;      // units a vector
@@ -157,16 +166,21 @@ struct Kernels {
   // Forward: shares [lo, hi).
   void (*forward)(const Layer<C>&, int64_t lo, int64_t hi);
   // Backward, a chunk: gather the compact buffers of steps (direction by direction) [lo, hi); then shares [lo, hi) of
-  // the recurrence; then a direction's dx for compact rows [lo, hi), in the memory of share `part`; then the sums of
-  // columns [c0, c1) of n rows, `row` elements apart, on top of `to`.
+  // the recurrence; then a direction's dx for compact rows [lo, hi), in the memory of share `part`.
   void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*input_gradient)(const Layer<C>&, int direction, int64_t part, int64_t lo, int64_t hi);
-  void (*sum_rows)(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to);
-  // And the products of columns [c0, c1) of n rows of a, `row` elements apart, with those of b, which have no gaps, on
-  // top of `to` (columns of b, columns of a), whose rows are `to_row` apart.
-  void (*add_product)(const C* a, int64_t row, int64_t c0, int64_t c1, const C* b, int64_t columns, int64_t n,
-                      double* to, int64_t to_row);
+  // Then a direction's weights, at most sum_rows compact rows at a time: pack panels [p0, p1) of the sum_panels(I + H)
+  // that x and h_prev make; and the sums of columns [c0, c1) of dgates times x, times h_prev to the rows of gradients
+  // from ih and hh on (null: not wanted), in sum_memory(n) bytes of the caller's own.
+  int64_t sum_rows;
+  int64_t (*factors_size)(int64_t columns, int64_t n);  // elements of all panels
+  int64_t (*sum_panels)(int64_t columns);
+  int64_t (*sum_memory)(int64_t n);
+  void (*pack_factors)(const Sums<C>&, int64_t p0, int64_t p1);
+  void (*add_sums)(const Sums<C>&, int64_t c0, int64_t c1, C* ih, C* hh, char* memory);
+  // The sums of columns [c0, c1) of n rows, `row` elements apart, on top of `to`.
+  void (*sum_columns)(const C* rows, int64_t n, int64_t row, int64_t c0, int64_t c1, double* to);
 };
 
 struct Isa {

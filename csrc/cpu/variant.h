@@ -30,6 +30,8 @@ namespace {
 //
 #include "cpu/backward-inl.h"
 //
+#include "cpu/sums-inl.h"
+//
 #include "cpu/kernels-inl.h"
 }  // namespace
 }  // namespace FASTRNN_NS

@@ -14,14 +14,14 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from clock import Clock
-from layers import ROUNDS, draw, fast, run
+from layers import draw, fast, run
 
 import fastrnn
 from fastrnn.reference import CELLS
 
 LAP, WARM = 500, 20
 STEPS, BATCH = 60, 24  # at most
-SIZES = ((7, 5), (40, 66))  # inputs and units of layers, which a model has a few of
+SIZES = ((7, 5), (40, 66))  # inputs and units of layers
 ROOM = 24 << 20  # bytes that may be added after the warm laps: an allocator's own disorder
 
 
@@ -51,14 +51,6 @@ def lap(of: random.Random) -> None:
             run(fast(of.choice(("full", "lean"))), problem)
 
 
-def meet_all_products() -> None:
-    """Compute with every size that a layer's bfloat16 products have: for each, oneDNN keeps code from then on."""
-    for cell in CELLS:
-        for inputs, hidden in SIZES:
-            for rows in range(8, STEPS * BATCH + 8, 8):
-                run(fast(), draw(cell, 1, rows, inputs, hidden, dtype=torch.bfloat16))
-
-
 def in_threads(of: random.Random) -> None:
     """Threads that come, compute what takes each some megabytes of its own, and go."""
     net, x = fastrnn.LSTM(64, 96), torch.randn(200, 32, 64)
@@ -77,8 +69,6 @@ def in_threads(of: random.Random) -> None:
 def soak(clock: Clock) -> None:
     torch.set_num_threads(1)
     before, calls, laps = 0, 0, 0
-    if ROUNDS:
-        meet_all_products()
     for number in clock:
         of = random.Random(number % 2)  # the same shapes again and again
         torch.manual_seed(number)
