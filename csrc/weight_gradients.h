@@ -105,8 +105,9 @@ class WeightGradients {
   template <class F>
   void in_runs(int64_t work, const F& f) const {
     const int64_t shares = work > kManyFactors ? shares_ : 1;
-    const auto weight = [&](const Run& run) { return (run.ih == kNone ? 0 : I_) + (run.hh == kNone ? 0 : H_); };
-    const int64_t all = rows_ * (I_ + H_);
+    const auto weight = [&](const Run& run) { return 1 + (run.ih == kNone ? 0 : I_) + (run.hh == kNone ? 0 : H_); };
+    int64_t all = 0;
+    for (const Run& run : runs_) all += run.columns * weight(run);
     in_parts(shares, pass_.parallel_products, [&](int64_t lo, int64_t hi) {
       for (int64_t share = lo; share < hi; ++share) {
         int64_t before = 0;
