@@ -23,7 +23,7 @@ class WeightGradients {
         rows_(cpu::gate_count(pass.call.cell) * H_),
         group_(rows_ * (I_ + H_) <= kSmall ? 1 : kGroup),
         to_(to) {
-    const int64_t n = std::min(most_rows, kernels_.sum_rows);
+    const int64_t n = std::min(most_rows, cpu::kSumRows);
     factors_ = pass.workspace(kernels_.factors_size(I_ + H_, n));
     const int64_t columns = pass.width * H_;
     shares_ = std::clamp<int64_t>(columns / kGrain, 1, pass.products);
@@ -44,8 +44,8 @@ class WeightGradients {
   // dgates (n, width * H), h_prev (n, H), x (n, I): a chunk's compact rows.
   void add(const C* dgates, const C* h_prev, const C* x, int64_t n) {
     const int64_t width = pass_.width * H_;
-    for (int64_t r = 0; r < n; r += kernels_.sum_rows) {
-      add({dgates + r * width, x + r * I_, h_prev + r * H_, std::min(n - r, kernels_.sum_rows), width, I_, H_, factors_,
+    for (int64_t r = 0; r < n; r += cpu::kSumRows) {
+      add({dgates + r * width, x + r * I_, h_prev + r * H_, std::min(n - r, cpu::kSumRows), width, I_, H_, factors_,
            blocks_ % group_ != 0});
     }
   }
@@ -81,7 +81,7 @@ class WeightGradients {
     int64_t column, columns, ih, hh;  // rows of the gradients, or kNone
   };
 
-  int64_t blocks(int64_t rows) const { return (rows + kernels_.sum_rows - 1) / kernels_.sum_rows; }
+  int64_t blocks(int64_t rows) const { return (rows + cpu::kSumRows - 1) / cpu::kSumRows; }
 
   void add(const cpu::Sums<C>& sums) {
     const int64_t panels = kernels_.sum_panels(I_ + H_);
@@ -105,8 +105,9 @@ class WeightGradients {
   template <class F>
   void in_runs(int64_t work, const F& f) const {
     const int64_t shares = work > kManyFactors ? shares_ : 1;
-    const auto weight = [&](const Run& run) { return (run.ih == kNone ? 0 : I_) + (run.hh == kNone ? 0 : H_); };
-    const int64_t all = rows_ * (I_ + H_);
+    const auto weight = [&](const Run& run) { return 1 + (run.ih == kNone ? 0 : I_) + (run.hh == kNone ? 0 : H_); };
+    int64_t all = 0;
+    for (const Run& run : runs_) all += run.columns * weight(run);
     in_parts(shares, pass_.parallel_products, [&](int64_t lo, int64_t hi) {
       for (int64_t share = lo; share < hi; ++share) {
         int64_t before = 0;

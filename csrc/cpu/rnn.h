@@ -138,7 +138,9 @@ struct Layer {
   }
 };
 
-// Sums over some compact rows of a direction: what its weights' gradients are made of.
+constexpr int64_t kSumRows = 512;  // of a sum in C
+
+// Sums over at most kSumRows compact rows of a direction: what its weights' gradients are made of.
 template <class C>
 struct Sums {
   const C *dgates, *x, *h_prev;  // (n, width), (n, I), (n, H)
@@ -170,10 +172,9 @@ struct Kernels {
   void (*gather)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*backward)(const Layer<C>&, int64_t lo, int64_t hi);
   void (*input_gradient)(const Layer<C>&, int direction, int64_t part, int64_t lo, int64_t hi);
-  // Then a direction's weights, at most sum_rows compact rows at a time: pack panels [p0, p1) of the sum_panels(I + H)
-  // that x and h_prev make; and the sums of columns [c0, c1) of dgates times x, times h_prev to the rows of gradients
-  // from ih and hh on (null: not wanted), in sum_memory(n) bytes of the caller's own.
-  int64_t sum_rows;
+  // Then a direction's weights, kSumRows compact rows at a time: pack panels [p0, p1) of the sum_panels(I + H) that x
+  // and h_prev make; and the sums of columns [c0, c1) of dgates times x and times h_prev, to the rows of gradients from
+  // ih and hh on (null: not wanted), in sum_memory(n) bytes of the caller's own.
   int64_t (*factors_size)(int64_t columns, int64_t n);  // elements of all panels
   int64_t (*sum_panels)(int64_t columns);
   int64_t (*sum_memory)(int64_t n);

@@ -38,7 +38,6 @@ constexpr int kSumVecs = 2;
 template <class C>
 constexpr int64_t kSumWidth = kSumVecs * kLanes<C>;
 
-// A block's panels of x and h_prev, those that hold columns of x, and the first that holds one of h_prev.
 template <class C>
 constexpr int64_t sum_panels(int64_t columns) {
   return (columns + kSumWidth<C> - 1) / kSumWidth<C>;
@@ -63,6 +62,7 @@ struct StoreSums {
   bool add;
 
   FASTRNN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    if (!add) return;
     for (int v = 0; v < kSumVecs; ++v) {
       const int64_t at = panel * kSumWidth<C> + v * kLanes<C>;
       C* const rows = at < I ? ih : hh;
@@ -96,8 +96,6 @@ struct StoreSums {
 };
 
 #ifdef FASTRNN_BF16
-constexpr int64_t kSumRows = 512;  // of a block
-
 // Two rows of 16 columns as pairs of bfloat16.
 inline Vec<float> pairs_of(Vec<float> even, Vec<float> odd) {
   typedef int16_t Which __attribute__((vector_size(64)));
@@ -157,8 +155,6 @@ void multiply_sums(const Sums<C>& sums, int64_t column, int64_t columns, int64_t
   tile_product<kSumVecs>(gates_as_rows(sums, column, columns, memory), sums.factors, p0, p1, false, to);
 }
 #else
-constexpr int64_t kSumRows =
-    FASTRNN_VECTOR_BYTES == 64 ? 512 : 256;          // of a block: a panel of it nearly fits the first-level cache
 constexpr int kSumTile = Tiles::accumulators >= 24 ? 12 : 6;  // columns of dG that are multiplied at a time
 
 template <class C>
