@@ -10,7 +10,7 @@ bench workloads`` trains whole models with torch.nn and with fastrnn side by sid
   beside the grid
 * :mod:`bench.gpu`: layers on a GPU, and :mod:`bench.sanitize`: tiny ones for compute-sanitizer; ``bench/gpu.sh`` runs
   these, and the tests, on a machine with a GPU
-* :mod:`bench.contestants`, :mod:`bench.onnx_stack`: who runs them
+* :mod:`bench.contestants`, :mod:`bench.onnx_stack`: who runs them, :mod:`bench.isas`: with which instruction set
 * :mod:`bench.check`: the same numbers, or nothing is timed
 * :mod:`bench.calls`, :mod:`bench.timing`: in turns, in one process
 * :mod:`bench.roofline`: what the machine could do

@@ -16,7 +16,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import contestants, cpu, host, packed, resets, results, roofline, scaling, streaming, tape, threads, weights
+from bench import (
+    contestants,
+    cpu,
+    host,
+    isas,
+    packed,
+    resets,
+    results,
+    roofline,
+    scaling,
+    streaming,
+    tape,
+    threads,
+    weights,
+)
 from bench.check import MismatchError
 from bench.gpu import command, decide, precompile
 from bench.grid import CELLS, GRIDS
@@ -45,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return workloads.main(arguments[1:])
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     try:
         return int(options.run(options))
     except results.ResultsError as error:
@@ -74,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(ALSO),
         help="benchmarks beside the grid, in float32 (default: all with the core and full grids, none with quick)",
     )
-    measure.add_argument("--out", type=Path, default=Path("out/cpu.jsonl"), help="results (default: %(default)s)")
+    measure.add_argument("--isa", choices=list(isas.CAPS), help="cap fastrnn and torch alike (default: as they are)")
+    measure.add_argument("--out", type=Path, help="results (default: out/cpu.jsonl; of a cap: out/cpu-ISA.jsonl)")
     command.add_parser(commands)
     decide.add_parser(commands)
     precompile.add_parser(commands)
@@ -103,6 +119,10 @@ def _parser() -> argparse.ArgumentParser:
 def _cpu(options: argparse.Namespace) -> int:
     from bench import plot
 
+    status = isas.run(options.isa, options.arguments)
+    if status is not None:
+        return status
+    options.out = options.out or Path(f"out/cpu{f'-{options.isa}' if options.isa else ''}.jsonl")
     torch.set_num_threads(options.threads)
     console = _console()
     jobs: list[Job] = []

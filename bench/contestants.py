@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from bench import onnx_stack
+from bench import isas, onnx_stack
 from bench.grid import Shape
 from bench.results import BASELINE
 
@@ -94,7 +94,7 @@ CONTESTANTS: dict[str, Contestant] = {
 
 def unavailable(name: str, dtype: str) -> str | None:
     """Why a contestant does not take part, if so."""
-    return onnx_stack.unavailable(dtype) if name == ONNX else None
+    return onnx_stack.unavailable(dtype) or isas.without_cap() if name == ONNX else None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
             pictures.append(save(series(own), folder / f"{stem}-{benchmark}.png"))
     for benchmark in NAMES:
         for number, row in enumerate(row for row in rows if row.benchmark == benchmark):
-            name = stem if stem == benchmark else f"{stem}-{benchmark}"
+            name = stem if stem.partition("-")[0] == benchmark else f"{stem}-{benchmark}"
             pictures.append(save(picture.draw(row), folder / f"{name}{f'-{number}' if number else ''}.png"))
     return pictures
 

@@ -129,10 +129,10 @@ def missing_table(reasons: Mapping[str, int]) -> Table:
     return table
 
 
-def targets_table(rows: Sequence[Row]) -> Table:
-    """Every target and whether these rows reach it."""
+def targets_table(results: Sequence[Reached], column: str) -> Table:
+    """Every target of one column, and whether it is reached."""
     table = Table(
-        title="targets",
+        title=f"targets: {column}",
         caption="at the limit: what the mean would be if fastrnn took no longer than the machine's limit",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
@@ -143,7 +143,7 @@ def targets_table(rows: Sequence[Row]) -> Table:
     table.add_column("at the limit", justify="right")
     table.add_column("worst case")
     table.add_column("met?")
-    for result in reached(rows):
+    for result in results:
         table.add_row(result.target.what, result.target.needs(), *_outcome(result))
     return table
 
@@ -169,9 +169,11 @@ def gpu_targets_table(device: str, judged: Sequence[Judged]) -> Table:
 
 
 def targets_tables(rows: Sequence[Row]) -> list[Table]:
-    """Those of a CPU where there are rows of one or none at all, and those of each GPU that there are rows of."""
+    """Those of CPUs, by instruction set, where there are rows of one or none at all, and those of each GPU."""
     on_gpu = [row for row in rows if row.provenance.device is not None]
-    of_cpu = [targets_table(rows)] if not on_gpu or len(on_gpu) < len(rows) else []
+    results = reached(rows) if not on_gpu or len(on_gpu) < len(rows) else []
+    columns = dict.fromkeys(result.target.column for result in results)
+    of_cpu = [targets_table([one for one in results if one.target.column == name], name) for name in columns]
     return of_cpu + [gpu_targets_table(device, judged) for device, judged in gpu_targets.judged(on_gpu).items()]
 
 

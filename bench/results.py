@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 import fastrnn
+from bench import isas
 from bench.grid import Shape
 from bench.timing import Times
 
@@ -91,6 +92,7 @@ class Device:
 class Provenance:
     """By what a row was measured.
 
+    ``isa`` is the instruction set that fastrnn uses, ``torch_isa`` what torch does, "" where it was not written down.
     ``revision`` is git's, with a ``+`` where files were changed; None outside git. ``device`` is None of rows of CPUs.
     """
 
@@ -102,6 +104,7 @@ class Provenance:
     revision: str | None
     timestamp: str
     device: Device | None = None
+    torch_isa: str = ""
 
     @classmethod
     def here_and_now(cls, device: Device | None = None) -> "Provenance":
@@ -115,6 +118,7 @@ class Provenance:
             revision=_revision(),
             timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             device=device,
+            torch_isa=isas.torchs(),
         )
 
 

@@ -14,13 +14,17 @@ from bench.grid import Shape
 from bench.plan import DTYPES, Job, Plan
 from bench.results import BASELINE, Row
 
-SHAPE = Shape(1, 1, 128, 128)
+SHAPES = tuple(Shape(1, 1, hidden, hidden) for hidden in (128, 160, 256))
 TORCH_CELL, FASTRNN_CELL = "torch.nn cell", "fastrnn cell"
 
 
 def jobs(plan: Plan) -> list[Job]:
-    """A row for each cell."""
-    return [Job(f"streaming {cell}", 1, partial(measure, cell, plan)) for cell in plan.gated]
+    """A row for each cell and shape."""
+    return [
+        Job(f"streaming {cell} {shape}", 1, partial(measure, cell, plan, shape))
+        for cell in plan.gated
+        for shape in SHAPES
+    ]
 
 
 class Step(nn.Module):
@@ -45,7 +49,7 @@ class Step(nn.Module):
         return (state[0][None], (state[0][None], state[1][None])) if isinstance(state, tuple) else (state[None],) * 2
 
 
-def measure(cell: str, plan: Plan, shape: Shape = SHAPE) -> Iterator[Row]:
+def measure(cell: str, plan: Plan, shape: Shape = SHAPES[0]) -> Iterator[Row]:
     """Check and time layers and cells of torch.nn and of fastrnn."""
     torch.manual_seed(0)
     dtype = DTYPES[plan.dtype]

@@ -23,7 +23,8 @@ def where(row: Row, threads: bool = True) -> str:
         versions = f"driver {gpu.driver}, CUDA {gpu.cuda}, cuDNN {gpu.cudnn}, triton {gpu.triton}"
         return f"{row.case.dtype}, {row.place}, torch {made.torch}, {versions}"
     count = f"threads: {row.threads}, " if threads else ""
-    return f"{row.case.dtype}, {count}{made.isa}, torch {made.torch}, {made.cpu}"
+    of_torch = f" ({made.torch_isa})" if made.torch_isa else ""
+    return f"{row.case.dtype}, {count}{made.isa}, torch {made.torch}{of_torch}, {made.cpu}"
 
 
 def plain(axes: Axes, grid: Literal["x", "y", "both"]) -> None:

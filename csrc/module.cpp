@@ -8,6 +8,7 @@
 
 #include "call.h"
 #include "cpu/cores.h"
+#include "cpu/machine.h"
 #include "shortcut.h"
 #include "weights.h"
 
@@ -52,8 +53,22 @@ PyObject* cpu_plan(PyObject*, PyObject* args) {
     const Problem problem = problem_of(fastrnn::parse_cell(cell), {steps, batch, inputs, hidden}, directions, lanes,
                                        wide ? 8 : 4, false, threads);
     std::string why;
-    const std::string how = std::string(isa().name) + ", " + describe(plan_here(problem, &why));
+    const std::string how =
+        std::string(isa().name) + " on " + machine().kind + ", " + describe(plan_here(problem, &why));
     return PyUnicode_FromString((why.empty() ? how : how + " (" + why + ")").c_str());
+  });
+}
+
+PyObject* cpu_machine(PyObject*, PyObject* args) {
+  using namespace fastrnn::cpu;
+  Cpu cpu;
+  const char* vendor = nullptr;
+  long long second_level = 0;
+  if (!PyArg_ParseTuple(args, "|siiL", &vendor, &cpu.family, &cpu.model, &second_level)) return nullptr;
+  return guarded([&] {
+    if (vendor == nullptr) return PyUnicode_FromString(describe(machine()).c_str());
+    cpu.vendor = vendor, cpu.second_level = second_level;
+    return PyUnicode_FromString(describe(machine_of(cpu)).c_str());
   });
 }
 
@@ -97,6 +112,8 @@ PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set in use."},
     {"cpu_isas", cpu_isas, METH_NOARGS, "The instruction sets that this CPU can run, best first."},
     {"cpu_plan", cpu_plan, METH_VARARGS, "How a forward pass would be run now: instruction set and threads."},
+    {"cpu_machine", cpu_machine, METH_VARARGS,
+     "What plans know of this machine, or of one whose CPUID says so: vendor, family, model, bytes of cache."},
     {"cpu_cores", cpu_cores, METH_NOARGS, "The cores that threads of this process may have."},
     {"cpu_assume", cpu_assume, METH_VARARGS,
      "For tests: have there be as many cores, and others keep one busy or none; 0 cores: as it is."},

@@ -50,6 +50,7 @@ def main() -> int:
         "torch": torch.__version__,
         "triton": triton,
         "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {_threads()}",
+        "machine": _C.cpu_machine(),
         "GPU": f"torch's own engine, or what tuning found faster: {'; '.join(gpus)}" if gpus else "none",
     }
     for name, value in report.items():

@@ -25,7 +25,7 @@ class Plan:
     Attributes:
         engine: ``"cpu"`` (the C++ engine), ``"triton"`` (the kernels for GPUs), ``"torch"`` (torch's own layers) or
             ``"reference"`` (torch operations, a step at a time: right, and slow).
-        kernel: what runs there, e.g. ``"avx512, units split over 2 threads"``.
+        kernel: what runs there, e.g. ``"avx512 on AMD Zen 4, units split over 2 threads"``.
         reason: why this one, in words.
     """
 

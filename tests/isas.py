@@ -1,7 +1,6 @@
 """The CPU's tests under every instruction set that this CPU has: ``python tests/isas.py [arguments of pytest]``.
 
-fastrnn and torch are capped alike, ATen, oneDNN and MKL each by its own variable; the best set is the machine as it is.
-MKL takes its cap on Intel's CPUs alone, and the lowest of its paths, MKL_CBWR, on every maker's.
+fastrnn and torch are capped alike, as for benchmarks (bench/isas.py); the best set is the machine as it is.
 """
 
 import os
@@ -10,17 +9,10 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-VARIABLES = ("FASTRNN_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
-CAPS = {
-    isa: dict(zip(VARIABLES, (isa, *torchs), strict=False))
-    for isa, *torchs in (
-        ("amx", "avx512", "AVX512_CORE_AMX", "AVX512_E4"),
-        ("avx512bf16", "avx512", "AVX512_CORE_BF16", "AVX512_E3"),
-        ("avx512", "avx512", "AVX512_CORE", "AVX512"),
-        ("avx2", "avx2", "AVX2", "AVX2"),
-        ("base", "default", "SSE41", "SSE4_2", "COMPATIBLE"),
-    )
-}
+sys.path.insert(0, str(TESTS.parent))
+
+from bench.isas import CAPS, VARIABLES  # noqa: E402
+
 # What the C++ engine computes, and autograd with it. The others have no numbers of it, or train for them.
 ENGINE = [
     "autocast",

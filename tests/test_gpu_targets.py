@@ -288,8 +288,8 @@ def test_the_table_says_what_is_met_and_what_was_not_measured(
     assert sum("not measured" in line for line in lines) == len(targets.TARGETS) - 2
     on_two = [*rows, row(device=replace(H100, name="another GPU")), row(device=None, dtype="float32")]
     titles = [table.title for table in report.targets_tables(on_two)]
-    assert titles == ["targets", f"targets: {H100.name}", "targets: another GPU"]
-    assert [table.title for table in report.targets_tables([])] == ["targets"]
+    assert titles == ["targets: AVX2", f"targets: {H100.name}", "targets: another GPU"]
+    assert [table.title for table in report.targets_tables([])] == ["targets: AVX2", "targets: AVX-512"]
     path = tmp_path / "gpu.jsonl"
     results.write(path, rows)
     assert bench(["report", str(path)]) == 0

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import plot, results
+from bench import isas, plot, results
 from bench.check import MismatchError
 from bench.workloads import NAMES, find, processes, runner, tables
 from bench.workloads.learner import DivergedError
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     everyones.parse_args(flags)
     names = given or list(NAMES)
     each = {name: parser(name).parse_args(flags) for name in names}
+    status = isas.run(next(iter(each.values())).isa, ["workloads", *arguments])
+    if status is not None:
+        return status
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     others = processes.join()
     console.quiet = processes.number() > 0
@@ -60,6 +63,7 @@ def parser(name: str | None) -> argparse.ArgumentParser:
     made.add_argument("--updates", type=positive_int, help="of each model; seconds do not count then")
     made.add_argument("--seed", type=int, default=0, help="of weights, batches and sampling")
     made.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of torch and fastrnn")
+    made.add_argument("--isa", choices=list(isas.CAPS), help="cap fastrnn and torch alike; else as they are")
     made.add_argument("--out", type=Path, default=Path("out"), help="folder of pictures and results")
     if name:
         workload = find(name)
@@ -116,9 +120,15 @@ class _Reporter:
 
 
 def _write(row: results.Row, folder: Path) -> None:
-    path = folder / f"{row.benchmark}.jsonl"
+    path = folder / f"{_stem(row.benchmark)}.jsonl"
     results.write(path, [row])
     plot.draw([row], folder, path.stem)
+
+
+def _stem(benchmark: str) -> str:
+    """The name of its files: of a cap's, the instruction set comes behind."""
+    cap = isas.capped()
+    return f"{benchmark}-{cap}" if cap else benchmark
 
 
 def _show(
@@ -132,7 +142,7 @@ def _show(
     if rows:
         console.print(tables.summary(rows))
         folder = next(iter(each.values())).out
-        names = [row.benchmark for row in rows]
+        names = [_stem(row.benchmark) for row in rows]
         which = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
         console.print(f"pictures and results: {folder}/{which}.png and .jsonl", soft_wrap=True)
     for row in rows:

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "cpu/cores.h"
+#include "cpu/machine.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,74 +16,97 @@
 namespace fastrnn::cpu {
 namespace {
 
-// Orders of magnitude for one thread, for choosing between ways to split and for nothing else.
-constexpr double kFlops = 130e9;          // multiply-adds count two
-constexpr double kNearBytes = 100e9;      // weights that fit the second-level cache
-constexpr double kFarBytes = 25e9;        // weights that do not
-constexpr double kBarrierSeconds = 4e-7;  // one barrier between threads that are running
-constexpr double kRegionSeconds = 8e-6;   // entering and leaving a parallel region
-constexpr double kLateSeconds = 4e-5;     // the same where its threads have to wait for each other's cores,
-constexpr double kTurnSeconds = 1.5e-5;   // and for each of them
+// In cycles of one core, orders of magnitude: for choosing between ways to split and for nothing else.
+constexpr double kBarrier = 1000;  // one barrier between threads that are running,
+constexpr double kArrival = 250;   // and for each of them
+constexpr double kRegion = 15000;  // entering and leaving a parallel region
+constexpr double kStep = 200;      // of a share, whatever its size,
+constexpr double kRow = 75;        // and for each of its rows
+constexpr double kGate = 30;       // the exponential of a gate, for a vector of units
+// Bytes a cycle that are packed from weights, or copied for the products of backward.
+constexpr double kCopied = 2;
+constexpr double kLeastRows = 1.5;   // as many as one row takes the time of: its sums wait for each other
+constexpr double kEfficiency = 0.8;  // of products, in what the machine could multiply
+
+constexpr double kHertz = 3.5e9;           // about, for what is known in seconds:
+constexpr double kLate = 4e-5 * kHertz;    // a region whose threads have to wait for each other's cores,
+constexpr double kTurn = 1.5e-5 * kHertz;  // and for each of them
 
 constexpr int kSpins = 256;    // pauses of a wait that is short: longer than a step's shares are apart
 constexpr int kPauses = 1024;  // after which others need this core, as when more threads run than there are cores
 
 thread_local int64_t waited_here = 0;  // nanoseconds
 
-int64_t second_level_cache() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (size > 0) return size;
-#endif
-  return 1 << 20;
+// Parallel regions of a pass, those left out that it has with one thread as well.
+double regions(const Problem& p, const Plan& plan) {
+  const int64_t chunks = (p.T + plan.backward_steps - 1) / plan.backward_steps;
+  return p.backward ? static_cast<double>(1 + (2 + p.directions) * chunks) : 2;
 }
 
-// Time of one step for a thread that computes `rows` rows with `bytes` of recurrent weights.
-double step_seconds(double rows, double bytes, int element) {
-  static const double cache = 0.8 * static_cast<double>(second_level_cache());
-  const double compute = rows * bytes / element * 2 / (kFlops * 4 / element);
-  return std::max(compute, bytes / (bytes <= cache ? kNearBytes : kFarBytes));
+// The time of the pass, but for what all plans do alike: that of its largest share.
+double cycles(const Problem& p, const Plan& plan) {
+  static const Machine& here = machine();
+  const int64_t n = plan.team_shares, batch = std::max<int64_t>(p.B, 1);
+  const double rows = static_cast<double>(plan.by_units ? batch : (batch + n - 1) / n);
+  const double part =
+      plan.by_units ? static_cast<double>((p.unit_panels + n - 1) / n) / static_cast<double>(p.unit_panels) : 1;
+  const double units = static_cast<double>(p.H) * part, columns = p.gates * units, element = p.element;
+  const auto H = static_cast<double>(p.H), I = static_cast<double>(p.I), T = static_cast<double>(p.T);
+  const double rate = kEfficiency * here.multiplied(p.vector_bytes) / element;
+  // Of a single step, the input's weights are read as the recurrent ones are.
+  const bool single = p.T == 1;
+  const double depth = single ? I + H : H, bytes = columns * depth * element;
+  const bool near = bytes <= 0.8 * static_cast<double>(here.second_level);
+  double step = std::max(std::max(rows, kLeastRows) * columns * depth / rate, bytes / (near ? here.near : here.far));
+  if (!single) step += rows * columns * I / rate;
+  step += rows * units * (p.gates + (p.gates == 4)) * kGate * element / p.vector_bytes * (p.backward ? 0.5 : 1);
+  if (p.backward) step += rows * part * (I + H) * element / kCopied;
+  step += kStep + rows * kRow;
+  if (plan.waits()) step += kBarrier + static_cast<double>(n) * kArrival;
+  const int matrices = 2 * p.directions;  // to pack, one a thread
+  const double packed = single ? 0 : p.gates * H * (I + H) / 2 * element * matrices;
+  const double work = T * p.directions / plan.teams * step + packed / kCopied / std::min(plan.shares(), matrices);
+  if (plan.shares() == 1) return work;
+  return work + (p.threads > p.cores ? p.regions * (kLate + p.threads * kTurn) : regions(p, plan) * kRegion);
 }
 
 }  // namespace
 
 Plan make_plan(const Problem& p) {
   Plan plan;
-  const int threads = std::min(p.threads, p.cores);
-  const double region = p.threads > p.cores ? p.regions * (kLateSeconds + p.threads * kTurnSeconds) : kRegionSeconds;
-  plan.teams = p.directions == 2 && threads % 2 == 0 ? 2 : 1;
-  const double weights = static_cast<double>(p.gates) * p.H * p.H * p.element;
-  const double steps = static_cast<double>(p.T) * p.directions / plan.teams;
-  const int most = std::max(1, threads / plan.teams);
-  double best = steps * step_seconds(static_cast<double>(p.B), weights, p.element) + (plan.teams - 1) * region;
-  if (plan.teams == 2 && best + region > 2 * (best - region)) {
-    plan.teams = 1;
-    best = 2 * (best - region);
-  }
-  for (int n = 2; n <= most; ++n) {
-    if (n <= p.B) {
-      const double rows = static_cast<double>((p.B + n - 1) / n);
-      const double t = steps * step_seconds(rows, weights, p.element) + region;
-      if (t < best) best = t, plan.team_shares = n, plan.by_units = false;
-    }
-    if (n <= p.unit_panels) {
-      const double part = static_cast<double>((p.unit_panels + n - 1) / n) / p.unit_panels;
-      const double t =
-          steps * (step_seconds(static_cast<double>(p.B), weights * part, p.element) + kBarrierSeconds) + region;
-      if (t < best) best = t, plan.team_shares = n, plan.by_units = true;
-    }
-  }
   // Forward: the input product of a chunk is read back at once, so it should stay in the second-level cache, but be
   // tall enough to use each panel of weights many times.
   const int64_t row = int64_t{p.width} * p.H * p.element, batch = std::max<int64_t>(p.B, 1);
-  const int64_t forward_rows = std::max<int64_t>(kBlockRows, (int64_t{512} << 10) / row);
+  const int64_t forward_rows = std::max<int64_t>(kBlockRows, machine().second_level / 2 / row);
   plan.forward_steps = std::clamp<int64_t>(forward_rows / batch, 1, std::max<int64_t>(p.T, 1));
-  // Backward: the weight gradient is read and written once a chunk, so a chunk is many rows tall.
-  const int64_t backward_rows = std::max<int64_t>(512, (int64_t{2} << 20) / (row + (p.H + p.I) * p.element));
+  // Backward: the weight gradient is read and written once a chunk, so a chunk is many rows tall. Where chunks begin
+  // and end shows in its last bits, so that this is the same on all machines.
+  const int64_t backward_rows = std::max<int64_t>(512, (int64_t{1} << 20) / (row + (p.H + p.I) * p.element));
   plan.backward_steps = std::clamp<int64_t>(backward_rows / batch, 1, std::max<int64_t>(p.T, 1));
   // Row tables, a block of converted input rows, and single converted rows.
   const int64_t bytes = p.B * 64 + (kBlockRows * p.I + 2 * p.H) * p.element;
   plan.scratch = (bytes + 127) / 64 * 64;
+
+  const int threads = std::min(p.threads, p.cores);
+  double best = cycles(p, plan);
+  if (threads == 1 || best <= kRegion) return plan;
+  Plan other = plan;
+  for (other.teams = 1; other.teams <= p.directions; ++other.teams) {
+    const int most = threads / other.teams;
+    for (const bool by_units : {false, true}) {
+      const int64_t parts = std::max<int64_t>(by_units ? p.unit_panels : p.B, 1);
+      int64_t largest = parts + 1;  // of the parts that a share has
+      other.by_units = by_units;
+      for (other.team_shares = by_units || other.teams == 1 ? 2 : 1;
+           other.team_shares <= std::min<int64_t>(most, parts); ++other.team_shares) {
+        const int64_t each = (parts + other.team_shares - 1) / other.team_shares;
+        if (each == largest) continue;
+        largest = each;
+        const double time = cycles(p, other);
+        if (time < best) best = time, plan = other;
+      }
+    }
+  }
   return plan;
 }
 

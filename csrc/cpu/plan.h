@@ -14,10 +14,12 @@ struct Problem {
   int64_t T = 0, B = 0, I = 0, H = 0;
   int gates = 0, width = 0, directions = 1;  // width: values per unit in the pre-activation buffer
   int element = 4;                           // bytes of the compute type
-  int unit_panels = 1;                       // forward panels of units: no finer split is possible
-  int regions = 2;                           // parallel regions of a pass
-  int threads = 1;                           // torch's, all of which a region wakes
-  int cores = 1 << 20;                       // no more shares than that
+  int vector_bytes = 32;
+  int unit_panels = 1;  // forward panels of units: no finer split is possible
+  bool backward = false;
+  int regions = 2;      // parallel regions of a pass, where each of them is late
+  int threads = 1;      // torch's, all of which a region wakes
+  int cores = 1 << 20;  // no more shares than that
 };
 
 // A team computes one direction, or both in turn; its shares split either the rows (nothing to wait for) or the hidden

@@ -237,7 +237,8 @@ inline Problem problem_of(Cell cell, Sizes sizes, int directions, int lanes, int
   problem.gates = static_cast<int>(gate_count(cell));
   problem.width = static_cast<int>(pre_width(cell));
   problem.directions = directions;
-  problem.element = element;
+  problem.element = element, problem.vector_bytes = lanes * element;
+  problem.backward = backward;
   problem.unit_panels = static_cast<int>((sizes.H + units - 1) / units);
   problem.regions = backward ? 10 : 2;
   problem.threads = threads;
