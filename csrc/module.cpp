@@ -9,7 +9,9 @@
 #include "call.h"
 #include "cpu/cores.h"
 #include "cpu/machine.h"
+#include "direct.h"
 #include "shortcut.h"
+#include "tensors.h"
 #include "weights.h"
 
 namespace {
@@ -122,6 +124,12 @@ PyMethodDef methods[] = {
      "After each entry (alone, took, time) of a ledger: until when one thread works alone; 0: threads work."},
     {"shortcut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::shortcut)), METH_FASTCALL,
      "A call of a stack of layers, or of a cell, without gradients."},
+    {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::direct_layer)), METH_FASTCALL,
+     "fastrnn::layer of ordinary tensors, past the dispatcher."},
+    {"layer_forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::direct_layer_forward)),
+     METH_FASTCALL, "fastrnn::layer_forward of ordinary tensors, past the dispatcher."},
+    {"layer_backward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::direct_layer_backward)),
+     METH_FASTCALL, "fastrnn::layer_backward of ordinary tensors, past the dispatcher."},
     {"flat_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::flat_weights)), METH_FASTCALL,
      "The tensors that a layer computes with, where nothing about them is out of the ordinary."},
     {nullptr, nullptr, 0, nullptr},
@@ -132,6 +140,6 @@ PyMethodDef methods[] = {
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", "The C++ engine of fastrnn.", -1, methods, nullptr, nullptr, nullptr, nullptr};
-  fastrnn::prepare_shortcuts();
+  fastrnn::Torch::get();  // which looks up what is needed of torch
   return PyModule_Create(&definition);
 }

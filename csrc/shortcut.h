@@ -4,8 +4,6 @@
 
 #include "python.h"
 
-#include <cstddef>
-
 namespace fastrnn {
 
 // shortcut(cell, input, hx, params, layers, bidirectional, batch_first, most_rows, compute) -> what a module of that
@@ -13,11 +11,5 @@ namespace fastrnn {
 // steps. None where it is a single step of more than most_rows rows or in two directions, or where anything is not an
 // ordinary contiguous CPU tensor of the right size and dtype.
 PyObject* shortcut(PyObject*, PyObject* const* args, Py_ssize_t count);
-
-// Python's error for the exception that is being handled; returns null, as a function of Python does then.
-std::nullptr_t set_error();
-
-// Looks up what shortcuts need of torch; to be called once, while the module is loaded.
-void prepare_shortcuts();
 
 }  // namespace fastrnn

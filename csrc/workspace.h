@@ -1,5 +1,6 @@
 // Memory that a pass needs and nobody keeps. A thread's passes use the same memory over and over: fresh memory costs a
-// page fault for every 4 KiB, which is more than short sequences take to compute.
+// page fault for every 4 KiB, which is more than short sequences take to compute. After a pass that takes long, others
+// may have it.
 #pragma once
 
 #include <sys/mman.h>
@@ -12,11 +13,15 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/cores.h"
+
 namespace fastrnn {
 
 class Workspace {
  public:
-  Workspace() { ++arena().users; }
+  Workspace() {
+    if (arena().users++ == 0) arena().begin();
+  }
   ~Workspace() {
     if (--arena().users == 0) arena().reset();
   }
@@ -39,6 +44,9 @@ class Workspace {
 #else
   static constexpr int64_t kMost = int64_t{64} << 20;  // bytes a thread keeps between passes
 #endif
+  // Bytes that it always keeps; and nanoseconds of a pass for each byte, from which it does not keep more than those:
+  // to get them again, at about 0.1 a byte, is a hundredth of such a pass.
+  static constexpr int64_t kFew = int64_t{256} << 10, kLong = 10;
 
   struct Free {
     void operator()(void* p) const { std::free(p); }
@@ -61,6 +69,12 @@ class Workspace {
     Memory block;                  // what fits lies in here, one after the other
     std::vector<Memory> overflow;  // what did not fit, until the next reset makes the block large enough
     int64_t size = 0, used = 0, needed = 0;
+    int64_t start = 0;  // of the pass, where there is or was much to keep
+    bool is_large = false;
+
+    void begin() {
+      if (is_large) start = cpu::now();
+    }
 
     void* take(int64_t bytes) {
       const int64_t lines = (bytes + kLine - 1) / kLine * kLine;
@@ -78,7 +92,11 @@ class Workspace {
     // Never throws: without a block, the next pass finds its memory piece by piece, or reports that there is none.
     void reset() noexcept {
       overflow.clear();
-      if (needed > size && needed <= kMost) {
+      const bool was_large = std::exchange(is_large, needed > kFew);
+      if (was_large && is_large && cpu::now() - start > kLong * needed) {
+        block.reset();
+        size = 0;
+      } else if (needed > size && needed <= kMost) {
         size = 0;
         block.reset();
         block = allocate(needed);

@@ -19,13 +19,14 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import has_torch_function
 from torch.utils._device import DeviceContext
 
-from fastrnn import _onednn, _ops, reference
+from fastrnn import _C, _onednn, _ops, reference
 from fastrnn._changes import changed, counter
 from fastrnn._dynamo import tracing, untraced
-from fastrnn.reference import CELLS
+from fastrnn.reference import CELLS, compute_dtype
 
 Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, reset
-OUTPUTS = 4  # y, h_n, c_n, cells
+Outputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # y, h_n, c_n, cells
+OUTPUTS = 4
 
 
 class Layout(NamedTuple):
@@ -43,23 +44,25 @@ def layer(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> _ops.Outputs:
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    is_ordinary: bool = False,
+) -> Outputs:
     """``y, h_n, c_n, cells`` of one layer on the fast engine, differentiable where anything requires it.
 
-    What the cell does not have, or was not asked for, is an empty tensor (see :mod:`fastrnn._ops`).
+    What the cell does not have, or was not asked for, is None or an empty tensor (see :mod:`fastrnn._ops`).
+    ``is_ordinary``: it is known that :func:`ordinary` holds and that no tensor is of a subclass.
     """
-    args = (layout.cell, x, h0, c0, list(weights), layout.bidirectional, batch_sizes, lengths, reset, *layout[2:])
+    sizes = (batch_sizes, lengths, reset)
+    args = (layout.cell, x, h0, c0, list(weights), layout.bidirectional, *sizes, *layout[2:])
     # A rule followed at once would see what a subclass of Tensor makes of the engine's results, views among them, which
     # nobody could change in place then. The operator hands it what the rule returns.
-    if not ordinary() or has_torch_function((x, h0, c0, *weights)):
+    if not is_ordinary and (not ordinary() or has_torch_function((x, h0, c0, *weights))):
         return _ops.layer(*args)  # type: ignore[no-any-return]
-    if _wants_gradients(x, h0, c0, *weights):
-        sizes = (batch_sizes, lengths, reset)
+    if (weights[0].requires_grad and torch.is_grad_enabled()) or _wants_gradients(x, h0, c0, *weights):
         return _OrdinaryForward.apply(layout, sizes, x, h0, c0, *weights)[:OUTPUTS]  # type: ignore[attr-defined, no-any-return]
-    return _engine(_ops.layer, *args)  # type: ignore[no-any-return]
+    return _directly(_C.layer, *args) or _engine(_ops.layer, *args)  # type: ignore[no-any-return]
 
 
 def ordinary() -> bool:
@@ -75,6 +78,11 @@ def ordinary() -> bool:
     )
 
 
+def recorded() -> bool:
+    """Whether a profiler or torch.jit.trace is to see the operators, which changes nothing about their rules."""
+    return torch._C._autograd._profiler_enabled() or torch._C._get_tracing_state() is not None
+
+
 def _default_device_alone() -> bool:
     """Whether the modes are those of a default device alone, which are about tensors made without saying where."""
     modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
@@ -83,6 +91,11 @@ def _default_device_alone() -> bool:
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _directly(function: Callable[..., Any], *args: Any) -> Any:
+    """An operator past the dispatcher, which takes longer than a short sequence; None where that is not possible."""
+    return None if recorded() else function(*args)
 
 
 def _engine(op: Callable[..., Any], *args: Any) -> Any:
@@ -208,27 +221,49 @@ class _LayerForward(_Rule):
                 )
             args = (layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:])
             y, _, _, cells, tape = _engine(_ops.layer_forward, *args)
+        given_args = (layout.cell, *arriving, x, h0, c0, weights, layout.bidirectional, *sizes, y)
+        wanted = (layout.tape, *needs[:3], any(needs[3:]))
+        is_simple = not torch.is_grad_enabled() and ordinary()
+        found = _directly(_C.layer_backward, *given_args, cells, tape, *wanted) if is_simple else None
+        if found is not None:
+            return (None, None, *found)
         if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
             # torch.autograd.grad(…, is_grads_batched=True), whose gradients only torch's own operators take
             found = _pull(_outputs(layout, sizes), (x, h0, c0, *weights), arriving)
         else:
-            args = (
-                *(layout.cell, *arriving, x, h0, c0, weights, layout.bidirectional, *sizes),
-                *(y, cells, tape, layout.tape, *needs[:3], any(needs[3:])),
-            )
-            simple = not torch.is_grad_enabled() and ordinary()
-            found = _engine(_ops.layer_backward, *args) if simple else _ops.layer_backward(*args)
+            if cells is None or tape is None:
+                nothing = x.new_empty(0, dtype=compute_dtype(x.dtype))
+                cells, tape = (nothing if t is None else t for t in (cells, tape))
+            all_args = (*given_args, cells, tape, *wanted)
+            found = _engine(_ops.layer_backward, *all_args) if is_simple else _ops.layer_backward(*all_args)
             found = _by_weight(found, len(needs), layout.bidirectional)
         return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
 
 
 class _OrdinaryForward(_LayerForward):
-    """The same where no compiler, transform or mode is at work (:func:`ordinary`), which takes time to ask."""
+    """The same where no compiler, transform or mode is at work (:func:`ordinary`), which takes time to ask.
+
+    There are no empty tensors among its outputs, nor among what it keeps.
+    """
 
     @staticmethod
     @untraced
-    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> _ops.TapedOutputs:  # type: ignore[override]
-        return _LayerForward.forward(ctx, layout, sizes, *tensors, is_ordinary=True)
+    def forward(ctx: Any, layout: Layout, sizes: Sizes, *tensors: Any) -> Any:  # type: ignore[override]
+        x, h0, c0, *weights = tensors
+        found = _directly(_C.layer_forward, layout.cell, x, h0, c0, weights, layout.bidirectional, *sizes, *layout[2:])
+        if found is None:
+            return _LayerForward.forward(ctx, layout, sizes, *tensors, is_ordinary=True)
+        y, h_n, c_n, cells, tape = found
+        kept_y, kept = y.data, cells if layout.tape == "full" else None
+        ctx.counters, ctx.layout = (counter(y),), layout
+        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        if not layout.cells:
+            cells = None
+        elif kept is not None:
+            ctx.counters, kept = (*ctx.counters, counter(kept)), kept.data
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*sizes, x, h0, c0, kept_y, kept, tape, *weights)
+        return y, h_n, c_n, cells
 
 
 class _LayerBackward(_Rule):

@@ -1,5 +1,5 @@
-"""Modules' calls without gradients, and a stream's single steps, past checks, plan and dispatcher: into the engine, or
-a single step with gradients into torch's operators.
+"""Modules' calls past checks, plan and dispatcher: into the engine, or a single step with gradients into torch's
+operators.
 
 A call of a PyTorch operator takes several times as long as a small step does, and as long as a short sequence. What is
 not an ordinary dense call of ordinary CPU tensors is left to the usual route (None), which computes it or says what is
@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import _VF, Tensor
-from torch.jit._trace import is_tracing
 
-from fastrnn import _C
-from fastrnn._autograd import ordinary
+from fastrnn import _C, _autograd, _layers
+from fastrnn._changes import transposed
 from fastrnn.engine import SINGLE_ROWS
 from fastrnn.reference import CELLS
 
@@ -24,9 +23,7 @@ _STEPS = {cell: getattr(_VF, f"{cell}_cell") for cell in CELLS}  # which takes l
 
 def nobody_looks_on() -> bool:
     """Whether no autocast, tracing, transform, mode or profiler would see which operators are called."""
-    return ordinary() and not (
-        torch._C._is_any_autocast_enabled() or torch._C._autograd._profiler_enabled() or is_tracing()
-    )
+    return _autograd.ordinary() and not (torch._C._is_any_autocast_enabled() or _autograd.recorded())
 
 
 def call(
@@ -37,6 +34,8 @@ def call(
     layers: int = 0,
     bidirectional: bool = False,
     batch_first: bool = False,
+    dropout: float = 0.0,
+    tape: str = "full",
 ) -> Any:
     """What a module returns, or None where the usual route is to be taken.
 
@@ -46,27 +45,48 @@ def call(
         params: the parameters of all layers, two a layer and direction without biases, else four.
         layers: how many layers; 0 for a cell.
         bidirectional, batch_first: as in :class:`torch.nn.LSTM`.
+        dropout: the probability that acts between the layers, 0 where they are not in training.
+        tape: as in :class:`fastrnn.LSTM`.
     """
     if not nobody_looks_on():
         return None
     given = (cell, input, hx, params, layers, bidirectional, batch_first)
     if torch.is_grad_enabled():
-        if _C.shortcut(*given, _ANY_NUMBER, False) != 1:
+        steps = _C.shortcut(*given, _ANY_NUMBER, False)
+        if steps is None:
             return None
         state = () if hx is None else hx if cell == "lstm" else (hx,)
         if params[0].requires_grad or any(t.requires_grad for t in (input, *state, *params)):
-            return _by_torch(cell, input, hx, params, layers, batch_first)
+            if steps > 1:
+                return _sequence(cell, input, state, params, layers, bidirectional, batch_first, dropout, tape)
+            return None if dropout else _by_torch(cell, input, hx, params, layers, batch_first)
+    if dropout:
+        return None
     return _C.shortcut(*given, _ANY_NUMBER if layers and cell == "lstm" else SINGLE_ROWS, True)
 
 
-def is_sequence(
-    cell: str, input: Any, hx: Any, params: Sequence[Any], layers: int, bidirectional: bool, batch_first: bool
-) -> bool:
-    """Whether these are sequences of more than one step that the C++ engine computes, with nothing wrong in them."""
-    if not nobody_looks_on():
-        return False
-    steps = _C.shortcut(cell, input, hx, params, layers, bidirectional, batch_first, 0, False)
-    return steps is not None and steps > 1
+def _sequence(
+    cell: str,
+    input: Tensor,
+    state: Sequence[Tensor],
+    params: Sequence[Tensor],
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    tape: str,
+) -> Any:
+    """Sequences with gradients, of which everything is checked, by the engine."""
+    if input.dim() != 3:
+        return None  # one sequence: the usual route adds its batch
+    layout, has_c = _autograd.Layout(cell, bidirectional, tape, False), cell == "lstm"
+
+    def layer(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], _: bool) -> _autograd.Outputs:
+        return _autograd.layer(layout, x, h0, c0, weights, is_ordinary=True)
+
+    x = input.transpose(0, 1) if batch_first else input
+    y, after, _ = _layers.run(layer, x, state, params, layers, has_c, dropout)
+    return transposed(y, True) if batch_first else y, after if has_c else after[0]
 
 
 def _by_torch(cell: str, input: Tensor, hx: Any, params: Sequence[Any], layers: int, batch_first: bool) -> Any:

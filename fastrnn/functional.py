@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import _VF, Tensor
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _shortcut, _validate, _weights, reference
+from fastrnn import _autograd, _layers, _shortcut, _validate, _weights, reference
 from fastrnn._autocast import under_autocast
 from fastrnn._changes import transposed
 from fastrnn._validate import Stack, autocast_enabled
@@ -22,7 +21,6 @@ from fastrnn.reference import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
-_CPU = Plan("cpu", "C++", "an ordinary dense call, which C++ has looked at")
 Hidden = Tensor | tuple[Tensor, Tensor]
 Sequences = Tensor | PackedSequence
 
@@ -273,10 +271,12 @@ def _stack(
     name = _validate.NAMES[stack.cell]
     _validate.options(stack, params)
     packed = isinstance(input, PackedSequence)
-    ordinary = False  # what C++ has found nothing wrong with, and computes itself
     if isinstance(input, Tensor) and lengths is None and reset is None and not return_cells and not stack.proj_size:
         shape = (stack.num_layers, stack.bidirectional, stack.batch_first)
-        ordinary = _shortcut.is_sequence(stack.cell, input, hx, params, *shape)
+        between = stack.dropout if stack.training else 0.0
+        found = _shortcut.call(stack.cell, input, hx, params, *shape, between, stack.tape)
+        if found is not None:
+            return found[0], found[1] if CELLS[stack.cell].has_c else (found[1],), None
     batch_sizes: Tensor | None
     order: Tensor | None
     unorder: Tensor | None
@@ -297,9 +297,8 @@ def _stack(
     state = _validate.hidden(name, hx, batched, packed)
     if order is not None:
         state = tuple(s.index_select(1, order) for s in state)
-    if not ordinary:
-        _validate.sizes(stack, x, batch_sizes, state, params, hx if batched else None)
-    half_weights = not ordinary and _validate.half_weights(x, params)
+    _validate.sizes(stack, x, batch_sizes, state, params, hx if batched else None)
+    half_weights = _validate.half_weights(x, params)
     if half_weights:
         _validate.inference(x, state, params)
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -319,20 +318,20 @@ def _stack(
 
     trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
     varied = packed or lengths_ is not None
-    foreign = None if ordinary else _validate.foreign(x, state)
+    foreign = _validate.foreign(x, state)
     single = 0 if varied or foreign else single_rows(stack, x, steps, batch, trains)
     sizes = (single, trains, steps, batch, varied, foreign)
-    chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, *sizes)
+    chosen = plan_stack(stack, x, params, reset, return_cells, *sizes)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
-    run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
+    run = _ours if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
     sequences = _Batch(x, batch_sizes, lengths_, reset)
     y, state, cells = run(chosen, stack, sequences, state, params, return_cells)
 
     def restore(t: Tensor) -> Sequences:
         if packed:
             return PackedSequence(t, batch_sizes, order, unorder)
-        t = transposed(t, ordinary) if stack.batch_first else t
+        t = transposed(t, False) if stack.batch_first else t
         return t if batched else t.squeeze(batch_dim)
 
     if unorder is not None:
@@ -350,7 +349,7 @@ def _zeros(stack: Stack, x: Tensor, params: Sequence[Tensor], batch: Any) -> tup
     return tuple(x.new_zeros(count, batch, size, layout=torch.strided) for size in used)  # whatever x is
 
 
-def _layers(
+def _ours(
     chosen: Plan,
     stack: Stack,
     sequences: _Batch,
@@ -363,28 +362,25 @@ def _layers(
     x, batch_sizes, lengths, reset = sequences
     by_steps = by_steps or batch_sizes is not None
     x, state, params, result_dtype = under_autocast(stack.cell, by_steps, x, state, params)
-    directions, has_c = stack.directions, CELLS[stack.cell].has_c
-    finals: list[tuple[Tensor, ...]] = []
-    cells: Tensor | None = None
-    for k in range(stack.num_layers):
-        h0, c0 = (state[i][k * directions : (k + 1) * directions] if i < len(state) else None for i in (0, 1))
-        last = k == stack.num_layers - 1
-        weights = stack.layer_params(params, k)
-        if chosen.engine == "reference":
-            off = torch.autocast(x.device.type, enabled=False) if autocast_enabled(x.device.type) else nullcontext()
-            with off:
-                y, h_n, c_n, cells = reference.layer(
-                    *(stack.cell, x, h0, c0, weights, stack.bidirectional),
-                    batch_sizes=batch_sizes,
-                    lengths=lengths,
-                    reset=reset,
-                )
-        else:
+    has_c = CELLS[stack.cell].has_c
+
+    def layer(
+        x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], last: bool
+    ) -> _autograd.Outputs:
+        if chosen.engine != "reference":
             layout = _autograd.Layout(stack.cell, stack.bidirectional, stack.tape, return_cells and last)
-            y, h_n, c_n, cells = _autograd.layer(layout, x, h0, c0, weights, batch_sizes, lengths, reset)
-        finals.append((h_n, c_n) if has_c and c_n is not None else (h_n,))
-        x = dropout(y, stack.dropout, True) if stack.dropout and stack.training and not last else y
-    joined = finals[0] if len(finals) == 1 else tuple(torch.cat(s) for s in zip(*finals, strict=True))
+            return _autograd.layer(layout, x, h0, c0, weights, batch_sizes, lengths, reset)
+        off = torch.autocast(x.device.type, enabled=False) if autocast_enabled(x.device.type) else nullcontext()
+        with off:
+            return reference.layer(
+                *(stack.cell, x, h0, c0, weights, stack.bidirectional),
+                batch_sizes=batch_sizes,
+                lengths=lengths,
+                reset=reset,
+            )
+
+    between = stack.dropout if stack.training else 0.0
+    x, joined, cells = _layers.run(layer, x, state, params, stack.num_layers, has_c, between)
     if result_dtype is not None:
         x, joined = x.to(result_dtype), tuple(s.to(result_dtype) for s in joined)
     return x, joined, cells.to(x.dtype) if return_cells and cells is not None else None
@@ -493,5 +489,5 @@ def _step(
         return tuple(s if batched else s.squeeze(0) for s in after)
     sequences = _Batch(x.unsqueeze(0), None, None, None)
     initial = tuple(s.unsqueeze(0) for s in state)
-    _, after, _ = _layers(chosen, Stack(cell, bias=b_ih is not None), sequences, initial, params, False, by_steps=True)
+    _, after, _ = _ours(chosen, Stack(cell, bias=b_ih is not None), sequences, initial, params, False, by_steps=True)
     return tuple(s.squeeze_(0) if batched else s[0, 0] for s in after)  # torch.nn's are no views either

@@ -47,9 +47,10 @@ class Layers(Fast, stock.RNNBase):
 
 def _shortest(layer: Layers, cell: str, input: Any, hx: Any, weights: Any) -> Any:
     """What a layer returns, by the shortest route; None for a call that has to take the usual one."""
-    if weights is None or layer.proj_size or layer.tape not in TAPES or (layer.training and layer.dropout):
+    if weights is None or layer.proj_size or layer.tape not in TAPES:
         return None
-    stack = (layer.num_layers, layer.bidirectional, layer.batch_first)
+    dropout = layer.dropout if layer.training else 0.0
+    stack = (layer.num_layers, layer.bidirectional, layer.batch_first, dropout, layer.tape)
     return _shortcut.call(cell, input, hx, weights, *stack)
 
 
