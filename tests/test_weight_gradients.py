@@ -102,7 +102,7 @@ def test_products_are_the_engines_own(cell: str, dtype: torch.dtype) -> None:
 
 
 @TAPES
-@pytest.mark.parametrize("steps, batch", [(4, 513), (4, 600), (4, 1024), (150, 16), (2100, 1), (260, 9)])
+@pytest.mark.parametrize(("steps", "batch"), [(4, 513), (4, 600), (4, 1024), (150, 16), (2100, 1), (260, 9)])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
 def test_sums_of_bfloat16_that_cancel(cell: str, steps: int, batch: int, tape: str) -> None:
     """A batch sorted by label, or a signal that turns: parts of the sum, rounded, would leave their errors in it."""
