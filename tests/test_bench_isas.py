@@ -13,6 +13,7 @@ from rows import make_row
 
 from bench import contestants, isas, results, style
 from bench.__main__ import main as bench
+from bench.workloads import command
 from fastrnn import _ops
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -108,3 +109,13 @@ def test_a_capped_run(tmp_path: Path) -> None:
         assert row.provenance.torch_isa.startswith(caps["ATEN_CPU_CAPABILITY"].upper())
         if torch.backends.mkldnn.is_available():
             assert row.provenance.torch_isa.endswith(f"oneDNN {caps['ONEDNN_MAX_CPU_ISA']}")
+
+
+def test_files_of_workloads_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(command.plot, "draw", lambda rows, folder, stem: drawn.append(stem))
+    for cap, name in ((None, "tagging"), ("avx2", "tagging-avx2")):
+        monkeypatch.setattr(isas, "capped", lambda cap=cap: cap)
+        command._write(make_row(benchmark="tagging"), tmp_path)
+        assert (tmp_path / f"{name}.jsonl").is_file()
+        assert drawn.pop() == name
