@@ -22,7 +22,7 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class C>
 ForwardResult forward(const Call& call, Tape tape_kind, bool want_cells) {
-  Pass<C> pass(call, false);
+  Pass<C> pass(call, false, tape_kind != Tape::kNone);
   cpu::Layer<C>& layer = pass.layer;
   const Tensor& x = call.x;
   const ScalarType storage = x.scalar_type(), compute = kScalar<C>;
@@ -76,7 +76,7 @@ template <class C>
 BackwardResult backward(const Call& call, const Gradients& given, const Tensor& y, const Tensor& cells,
                         const Tensor& tape, Tape tape_kind, bool need_x, bool need_h0, bool need_c0,
                         bool need_weights) {
-  Pass<C> pass(call, true);
+  Pass<C> pass(call, true, true);
   cpu::Layer<C>& layer = pass.layer;
   const Tensor& x = call.x;
   const ScalarType storage = x.scalar_type(), compute = kScalar<C>;

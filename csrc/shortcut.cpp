@@ -13,6 +13,7 @@
 #include "call.h"
 #include "dlpack.h"
 #include "inference.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -262,6 +263,13 @@ struct Shortcut {
     return read_layer(0);
   }
 
+  // Whose a call that was read is, by what was measured.
+  cpu::Whose whose() const {
+    if (layer.half_weights) return cpu::Whose::kOurs;  // which torch's layers do not take
+    const bool trains = !request.compute;  // a step whose gradients are wanted, or else it would be computed
+    return cpu::whose({kind_of(layer, request.layers, trains), {layer.T, layer.B, layer.I, layer.H}}, torch_threads());
+  }
+
   // All layers, of a call that was read; false where the operators are to do it, or where Python's error is set.
   bool run(Reference& y, Reference& h_n, Reference& c_n) {
     dlpack::Tensor h{}, c{};
@@ -349,6 +357,11 @@ PyObject* shortcut(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return set_error();
   }
   if (!call.read()) Py_RETURN_NONE;
+  if (cpu::tuned.load(std::memory_order_relaxed) && (request.compute || call.layer.T == 1)) {
+    const cpu::Whose whose = call.whose();
+    if (whose == cpu::Whose::kUnknown || (!request.compute && whose == cpu::Whose::kOurs)) Py_RETURN_NONE;
+    if (request.compute && whose == cpu::Whose::kTorchs) Py_RETURN_FALSE;
+  }
   if (!request.compute) return PyLong_FromLongLong(call.layer.T);
   Reference y, h_n, c_n;
   if (!call.run(y, h_n, c_n)) {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "cpu/cores.h"
+#include "cpu/tuned.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -44,6 +45,12 @@ double step_seconds(double rows, double bytes, int element) {
   return std::max(compute, bytes / (bytes <= cache ? kNearBytes : kFarBytes));
 }
 
+bool takes(const Problem& p, int threads) {
+  const Split& split = p.split;
+  if (!split || split.teams > p.directions || split.teams * split.team_shares > threads) return false;
+  return split.team_shares == 1 || split.team_shares <= (split.by_units ? p.unit_panels : p.B);
+}
+
 }  // namespace
 
 Plan make_plan(const Problem& p) {
@@ -59,7 +66,9 @@ Plan make_plan(const Problem& p) {
     plan.teams = 1;
     best = 2 * (best - region);
   }
-  for (int n = 2; n <= most; ++n) {
+  const bool measured = takes(p, threads);
+  if (measured) plan.teams = p.split.teams, plan.team_shares = p.split.team_shares, plan.by_units = p.split.by_units;
+  for (int n = 2; n <= most && !measured; ++n) {
     if (n <= p.B) {
       const double rows = static_cast<double>((p.B + n - 1) / n);
       const double t = steps * step_seconds(rows, weights, p.element) + region;
@@ -91,7 +100,7 @@ Plan plan_here(Problem problem, std::string* why) {
   if (usual.shares() == 1) return usual;  // so that short calls ask nobody
   problem.cores = cores();
   Plan plan = problem.threads > problem.cores ? make_plan(problem) : usual;
-  const bool crowded = plan.shares() > 1 && others_are_busy(), forked = !pool_usable();
+  const bool crowded = plan.shares() > 1 && !is_forced() && others_are_busy(), forked = !pool_usable();
   if (crowded || forked) problem.threads = 1, plan = make_plan(problem);
   if (why != nullptr && plan.shares() < usual.shares()) {
     *why = forked    ? "a forked process has no others"
@@ -102,7 +111,9 @@ Plan plan_here(Problem problem, std::string* why) {
   return plan;
 }
 
-bool threads_help(int threads) { return threads > 1 && pool_usable() && threads <= cores() && !others_are_busy(); }
+bool threads_help(int threads) {
+  return threads > 1 && pool_usable() && threads <= cores() && (is_forced() || !others_are_busy());
+}
 
 std::string describe(const Plan& plan) {
   std::string text = plan.teams == 2 ? "a team of threads a direction, " : "";
