@@ -13,7 +13,7 @@ from torch import _VF, Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _shortcut, _validate, _weights, reference
+from fastrnn import _autograd, _cpu, _shortcut, _validate, _weights, reference
 from fastrnn._autocast import under_autocast
 from fastrnn._changes import transposed
 from fastrnn._validate import Stack, autocast_enabled
@@ -236,6 +236,7 @@ def plan_stack(
         layers=stack.num_layers,
         packed=packed,
         foreign=foreign,
+        tape=stack.tape,
     )
 
 
@@ -317,12 +318,13 @@ def _stack(
     ):  # or its shape would not say how many sequences there are
         state = _zeros(stack, x, params, batch)
 
-    trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
+    # elsewhere, nothing follows from it
+    trains = (steps == 1 or x.is_cuda or _cpu.matters()) and wants_gradients(x, *state, *params)
     varied = packed or lengths_ is not None
     foreign = None if ordinary else _validate.foreign(x, state)
     single = 0 if varied or foreign else single_rows(stack, x, steps, batch, trains)
     sizes = (single, trains, steps, batch, varied, foreign)
-    chosen = _CPU if ordinary else plan_stack(stack, x, params, reset, return_cells, *sizes)
+    chosen = _CPU if ordinary and not _cpu.matters() else plan_stack(stack, x, params, reset, return_cells, *sizes)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     run = _layers if chosen.engine != "torch" else _torch_cells if single and _takes_cells(stack, x) else _torch_layers
@@ -480,7 +482,7 @@ def _step(
     trains = wants_gradients(x, *state, *params)
     rows, foreign = x.shape[0], _validate.foreign(x, state)
     given = (cell, x, params)
-    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, foreign=foreign)
+    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, layers=0, foreign=foreign)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":
