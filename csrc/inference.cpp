@@ -34,8 +34,12 @@ void infer_in(const cpu::Kernels<C>& kernels, const Inference& given) {
   const auto state = [&](const void* p, int64_t d) { return p == nullptr ? nullptr : read(p) + d * B * H; };
 
   cpu::Layer<C> layer;
-  layer.plan = cpu::plan_here(
-      cpu::problem_of(given.cell, {T, B, I, H}, given.directions, kernels.lanes, sizeof(C), false, torch_threads()));
+  cpu::Problem problem =
+      cpu::problem_of(given.cell, {T, B, I, H}, given.directions, kernels.lanes, sizeof(C), false, torch_threads());
+  if (cpu::tuned.load(std::memory_order_relaxed)) {
+    problem.split = cpu::split_for({kind_of(given, 0), {T, B, I, H}}, problem.threads);
+  }
+  layer.plan = cpu::plan_here(problem);
   const int shares = layer.plan.shares();
   layer.cell = given.cell, layer.I = I, layer.H = H, layer.directions = given.directions, layer.s1 = T;
   layer.packed = T > 1, layer.half_weights = given.half_weights;

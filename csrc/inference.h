@@ -1,7 +1,10 @@
 // One layer without gradients, all of it by pointers to float or double.
 #pragma once
 
+#include <torch/headeronly/core/ScalarType.h>
+
 #include "cpu/rnn.h"
+#include "cpu/tuned.h"
 
 namespace fastrnn {
 
@@ -23,5 +26,12 @@ struct Inference {
 };
 
 void infer(const Inference& given);
+
+// What tuning knows such layers by; `layers` are those of a stack, 0 for a cell.
+inline cpu::Kind kind_of(const Inference& given, int64_t layers, bool trains = false) {
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = given.is_double ? ScalarType::Double : ScalarType::Float;
+  return {static_cast<int>(given.cell), static_cast<int>(dtype), given.directions, layers, trains, false};
+}
 
 }  // namespace fastrnn

@@ -21,7 +21,7 @@ namespace {
 // ---- Forward ----
 template <class C>
 Outputs forward_in(const Call& call, Tape tape_kind, bool want_cells) {
-  Pass<C> pass(call, false);
+  Pass<C> pass(call, false, tape_kind != Tape::kNone);
   cpu::Layer<C>& layer = pass.layer;
   const Tensor& x = call.x;
   const ScalarType storage = x.scalar_type(), compute = kScalar<C>;
@@ -67,7 +67,7 @@ Outputs forward_in(const Call& call, Tape tape_kind, bool want_cells) {
 // ---- Backward ----
 template <class C>
 Gradients backward_in(const Call& call, const Cotangents& given, const Kept& kept, const Wanted& wanted) {
-  Pass<C> pass(call, true);
+  Pass<C> pass(call, true, true);
   cpu::Layer<C>& layer = pass.layer;
   const Tensor& x = call.x;
   const ScalarType storage = x.scalar_type(), compute = kScalar<C>;

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "call.h"
+#include "cpu/tuned.h"
 #include "panels.h"
 #include "workspace.h"
 
@@ -29,10 +30,12 @@ struct Pass {
   std::vector<int64_t> row_start;
   std::unique_ptr<cpu::Barrier[]> barriers;
 
-  Pass(const Call& c, bool backward)
+  Pass(const Call& c, bool backward, bool trains)
       : call(c), kernels(kernels_of(C{}, c.x.scalar_type())), width(cpu::pre_width(c.cell)) {
-    layer.plan = cpu::plan_here(cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C),
-                                                backward, torch_threads()));
+    cpu::Problem problem = cpu::problem_of(c.cell, {c.T, c.B, c.I, c.H}, c.directions, kernels.lanes, sizeof(C),
+                                           backward, torch_threads());
+    if (cpu::tuned.load(std::memory_order_relaxed)) problem.split = split_for(c, trains);
+    layer.plan = cpu::plan_here(problem);
     products = backward ? std::min(torch_threads(), cpu::cores()) : 1;
     parallel_products = layer.plan.shares() > 1 || (products > 1 && cpu::threads_help(torch_threads()));
     layer.packed = c.T > 1 || kernels.bf16;
@@ -71,6 +74,12 @@ struct Pass {
       layer.dir[d].reverse = d == 1;
       layer.dir[d].h0 = state(c.h0, d), layer.dir[d].c0 = state(c.c0, d);
     }
+  }
+
+  static cpu::Split split_for(const Call& c, bool trains) {
+    const cpu::Kind kind{static_cast<int>(c.cell), static_cast<int>(c.x.scalar_type()), c.directions, 0, trains,
+                         c.packed || c.padded};
+    return cpu::split_for({kind, {c.T, c.B, c.I, c.H}}, torch_threads());
   }
 
   // Contiguous ranks with about the same number of steps for each share.

@@ -6,6 +6,7 @@
 #include "call.h"
 #include "inference.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -129,6 +130,13 @@ struct Shortcut {
     return read_layer(0);
   }
 
+  // Whose a call that was read is, by what was measured.
+  cpu::Whose whose() const {
+    if (layer.half_weights) return cpu::Whose::kOurs;  // which torch's layers do not take
+    const bool trains = !request.compute;              // or else it would be computed
+    return cpu::whose({kind_of(layer, request.layers, trains), {layer.T, layer.B, layer.I, layer.H}}, torch_threads());
+  }
+
   // All layers, of a call that was read; false where the operators are to do it, or where Python's error is set.
   bool run(Reference& y, Reference& h_n, Reference& c_n) {
     dlpack::Tensor h{}, c{};
@@ -203,6 +211,13 @@ PyObject* shortcut(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return set_error();
   }
   if (!call.read()) Py_RETURN_NONE;
+  if (cpu::tuned.load(std::memory_order_relaxed)) {
+    const cpu::Whose whose = call.whose();
+    if (request.compute && whose == cpu::Whose::kTorchs) Py_RETURN_FALSE;
+    // With gradients, who called goes on by torch's cells where there is one step, and else by the engine.
+    const cpu::Whose other = call.layer.T == 1 ? cpu::Whose::kOurs : cpu::Whose::kTorchs;
+    if (whose == cpu::Whose::kUnknown || (!request.compute && whose == other)) Py_RETURN_NONE;
+  }
   if (!request.compute) return PyLong_FromLongLong(call.layer.T);
   Reference y, h_n, c_n;
   if (!call.run(y, h_n, c_n)) {

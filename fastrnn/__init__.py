@@ -34,6 +34,8 @@ from fastrnn.nn import RNN as RNN
 from fastrnn.nn import GRUCell as GRUCell
 from fastrnn.nn import LSTMCell as LSTMCell
 from fastrnn.nn import RNNCell as RNNCell
+from fastrnn.own_numbers import is_own_numbers_enabled as is_own_numbers_enabled
+from fastrnn.own_numbers import own_numbers as own_numbers
 from fastrnn.stream import stream as stream
 from fastrnn.tbptt import tbptt as tbptt
 from fastrnn.tune import tune as tune

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import fastrnn
-from fastrnn import _C, _cuda, _ops, _tune_command, nn, reference
+from fastrnn import _C, _cpu, _cuda, _ops, _tune_command, nn, reference
 from fastrnn._accuracy import allowed, away_from_the_kink, error
 from fastrnn.explain import table
 
@@ -49,7 +49,7 @@ def main() -> int:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton,
-        "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {_threads()}",
+        "CPU": f"C++ engine with {isa}, of {', '.join(_ops.cpu_isas())}; {_threads()}, {_cpu.count()} times tuned",
         "machine": _C.cpu_machine(),
         "GPU": f"torch's own engine, or what tuning found faster: {'; '.join(gpus)}" if gpus else "none",
     }

@@ -1,4 +1,4 @@
-"""The ways to compute a layer on a GPU against each other: which are right there, and what they take."""
+"""The ways to compute a layer against each other: which are right on a device, and what they take."""
 
 import copy
 import math
@@ -16,9 +16,9 @@ from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.benchmark import Timer
 
-from fastrnn import _cuda, nn
+from fastrnn import _cpu, _cuda, nn
 from fastrnn._accuracy import allowed, away_from_the_kink, error
-from fastrnn.kernels.measured import TORCH, Record, Work
+from fastrnn.kernels.measured import TORCH, TUNED, Record, Work
 from fastrnn.kernels.plan import DeviceFacts, Plan, candidates, forced
 
 TRIALS = 5  # of each plan, to find the best of a strategy
@@ -30,6 +30,14 @@ LAYERS: Mapping[str, Callable[..., Module]] = {
     "rnn_tanh": nn.RNN,
     "rnn_relu": partial(nn.RNN, nonlinearity="relu"),
 }
+CELLS: Mapping[str, Callable[..., Module]] = {
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "rnn_tanh": nn.RNNCell,
+    "rnn_relu": partial(nn.RNNCell, nonlinearity="relu"),
+}
+AnyPlan = Plan | _cpu.Plan
+Facts = DeviceFacts | _cpu.Facts
 Results = tuple[list[Tensor], list[Tensor]]  # outputs, gradients
 
 
@@ -40,10 +48,12 @@ class Result:
     Attributes:
         record: what the ways took that were right.
         left_out: the plans that were not, with the reason.
+        chosen: of ours, the plan that is to be followed if torch is slower; None if none was right.
     """
 
     record: Record
-    left_out: Mapping[Plan, str] = field(default_factory=dict)
+    left_out: Mapping[AnyPlan, str] = field(default_factory=dict)
+    chosen: AnyPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,15 @@ class Case:
     def of(cls, work: Work, device: torch.device) -> "Case":
         """Draw one."""
         make = partial(LAYERS[work.cell], num_layers=work.layers, bidirectional=work.directions == 2)
+        make = make if work.layers else CELLS[work.cell]  # type: ignore[assignment]
         layer = make(work.inputs, work.hidden, dtype=work.dtype, device=device)
         # As the user's own layer has its weights, packed by torch where it packs them: torch 2.11 does not know how to
         # in bfloat16, has cuDNN pack them at every call, and that is what the user's calls take.
         layer.train(work.trains)  # while it trains, cuDNN writes what backward needs, wanted or not
         if work.cell == "rnn_relu":
             away_from_the_kink(layer)
-        x: Tensor | PackedSequence = _random(work, device, work.steps, work.batch, work.inputs)
+        shape = (work.steps, work.batch, work.inputs) if work.layers else (work.batch, work.inputs)
+        x: Tensor | PackedSequence = _random(work, device, *shape)
         if work.packed:
             lengths = torch.randint(max(1, work.steps // SHORTEST), work.steps + 1, (work.batch,), device="cpu")
             lengths[0] = work.steps
@@ -106,13 +118,13 @@ class Ways(Protocol):
     Whatever a method raises is about that plan, but for :class:`Lost`.
     """
 
-    def trial(self, plan: Plan | None) -> float:
+    def trial(self, plan: Any) -> float:
         """Seconds of a call, from a few; a plan's results have been looked at before."""
 
-    def turn(self, plan: Plan | None, once: float) -> float:
+    def turn(self, plan: Any, once: float) -> float:
         """Seconds of a call, from as many as a turn has room for if one takes ``once``."""
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: Any) -> None:
         """Look whether a plan's results are right, and the same in a second call."""
 
 
@@ -129,29 +141,30 @@ class Here:
         with torch.random.fork_rng([device] if device.type != "cpu" else []):
             torch.manual_seed(0)
             self.case = Case.of(work, device)
-        self.timer = Timer("run()", globals={"run": self.case.run})
+        # which would take one thread by itself
+        self.timer = Timer("run()", globals={"run": self.case.run}, num_threads=torch.get_num_threads())
         with self._by(None):
             self.theirs, self.truth = self.case.run(), self.case.to(torch.float64).run()
 
-    def trial(self, plan: Plan | None) -> float:
+    def trial(self, plan: AnyPlan | None) -> float:
         """As :class:`Ways` has it; the calls before those that are timed have compiled what there is to compile."""
         with self._by(plan):
             if plan is not None:
                 self._check()
             return median(self.timer.timeit(1).mean for _ in range(TRIALS))
 
-    def turn(self, plan: Plan | None, once: float) -> float:
+    def turn(self, plan: AnyPlan | None, once: float) -> float:
         """As :class:`Ways` has it."""
         with self._by(plan):
             return self.timer.timeit(math.ceil(TURN / once)).mean
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: AnyPlan) -> None:
         """As :class:`Ways` has it."""
         with self._by(plan):
             self._check()
 
     @contextmanager
-    def _by(self, plan: Plan | None) -> Iterator[None]:
+    def _by(self, plan: AnyPlan | None) -> Iterator[None]:
         """Compute by a way, and see whether the device still computes after what went wrong."""
         try:
             with way(plan):
@@ -188,11 +201,11 @@ class Here:
 
 def contest(
     work: Work,
-    facts: DeviceFacts,
+    facts: Facts,
     ways: Ways,
     seconds: float,
     watch: Callable[[str], None],
-    verify: Callable[[Plan], None] | None = None,
+    verify: Callable[[Any], None] | None = None,
 ) -> Result:
     """Check every plan of ours against float64, by how far torch's layer is off, and time those that are right.
 
@@ -210,9 +223,9 @@ def contest(
     """
     watch(f"{work}: {TORCH}")
     took = {TORCH: ways.trial(None)}
-    best: dict[str, Plan] = {}
-    left_out: dict[Plan, str] = {}
-    for plan in candidates(work, facts):
+    best: dict[str, AnyPlan] = {}
+    left_out: dict[AnyPlan, str] = {}
+    for plan in plans(work, facts):
         watch(f"{work}: {plan.strategy}")
         with _or_else(plan, left_out):
             trial = ways.trial(plan)
@@ -225,21 +238,33 @@ def contest(
             with _or_else(plan, left_out):
                 ways.check(plan)
     right = {name: median(turns) for name, turns in taken.items() if name == TORCH or best[name] not in left_out}
-    chosen: tuple[tuple[str, object], ...] = ()
-    for name in sorted((name for name in right if name != TORCH), key=right.__getitem__):
+    chosen: AnyPlan | None = None
+    for name in sorted((name for name in right if name != TORCH), key=lambda name: right[name] * _handicap(name)):
         if verify is not None:
             with _or_else(best[name], left_out):
                 verify(best[name])
         if best[name] not in left_out:
-            chosen = tuple(choices(best[name]).items())
+            chosen = best[name]
             break
         del right[name]
-    return Result(Record(work, tuple(right.items()), chosen), left_out)
+    said = () if chosen is None else tuple(choices(chosen).items())
+    source = _cpu.TUNED if isinstance(facts, _cpu.Facts) else TUNED
+    return Result(Record(work, tuple(right.items()), said, source), left_out, chosen)
 
 
-def parts(work: Work, facts: DeviceFacts) -> int:
+def plans(work: Work, facts: Facts) -> Iterator[AnyPlan]:
+    """All of ours."""
+    return _cpu.candidates(work, facts) if isinstance(facts, _cpu.Facts) else candidates(work, facts)
+
+
+def _handicap(strategy: str) -> float:
+    """What noise may have added to a way's time: a usual one is to be left for more than that."""
+    return 1.0 if strategy == _cpu.USUAL else _cpu.MARGIN
+
+
+def parts(work: Work, facts: Facts) -> int:
     """How many times :func:`contest` tells what it does."""
-    return 2 + sum(1 for _ in candidates(work, facts))
+    return 2 + sum(1 for _ in plans(work, facts))
 
 
 def words(problem: BaseException) -> str:
@@ -251,13 +276,20 @@ def words(problem: BaseException) -> str:
 
 
 @contextmanager
-def way(plan: Plan | None) -> Iterator[None]:
+def way(plan: AnyPlan | None) -> Iterator[None]:
     """Compute by a plan of ours, or by torch's layers."""
-    with forced(**({"strategy": TORCH} if plan is None else choices(plan))):
-        yield
+    if isinstance(plan, Plan):
+        with forced(**choices(plan)):
+            yield
+    elif plan is not None:
+        with _cpu.forced(plan):
+            yield
+    else:
+        with forced(strategy=TORCH), _cpu.forced(_cpu.Plan(TORCH)):
+            yield
 
 
-def choices(plan: Plan) -> dict[str, Any]:
+def choices(plan: AnyPlan) -> dict[str, Any]:
     """What a plan says but for why."""
     return {name: value for name, value in asdict(plan).items() if name != "reason"}
 
@@ -267,12 +299,14 @@ def _random(work: Work, device: torch.device, *shape: int) -> Tensor:
 
 
 def _flat(returned: Any) -> list[Tensor]:
+    if isinstance(returned, Tensor):  # of a cell, as the tuple of an LSTM's
+        return [returned]
     y, state = returned
     return [y.data if isinstance(y, PackedSequence) else y, *(state if isinstance(state, tuple) else (state,))]
 
 
 @contextmanager
-def _or_else(plan: Plan, left_out: dict[Plan, str]) -> Iterator[None]:
+def _or_else(plan: AnyPlan, left_out: dict[AnyPlan, str]) -> Iterator[None]:
     """Compute by a plan; whatever a compiler, a launch or a check raises, it is then left out."""
     try:
         yield
@@ -283,7 +317,7 @@ def _or_else(plan: Plan, left_out: dict[Plan, str]) -> Iterator[None]:
 
 
 def _in_turns(
-    ways: Ways, best: Mapping[str, Plan], once: Mapping[str, float], seconds: float, left_out: dict[Plan, str]
+    ways: Ways, best: Mapping[str, AnyPlan], once: Mapping[str, float], seconds: float, left_out: dict[AnyPlan, str]
 ) -> dict[str, list[float]]:
     """Seconds of a call by each way, which alternate, so that what disturbs the machine disturbs them alike."""
     taken: dict[str, list[float]] = {TORCH: [], **{name: [] for name in best}}

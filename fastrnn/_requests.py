@@ -79,7 +79,8 @@ def stack_of(layer: Any) -> tuple[Stack, list[Tensor]]:
         params = [getattr(layer, name) for name in layer._flat_weights_names]
         batch_first = layer.batch_first
         rest = (layer.bias, layer.num_layers, layer.dropout, layer.training, layer.bidirectional, batch_first)
-        return Stack(layer.mode.lower(), *rest, proj_size=layer.proj_size), params
+        tape = getattr(layer, "tape", "full")  # which torch.nn's do not have
+        return Stack(layer.mode.lower(), *rest, tape=tape, proj_size=layer.proj_size), params
     cell = {"LSTMCell": "lstm", "GRUCell": "gru"}
     named = [cell[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in cell]
     params = [layer.weight_ih, layer.weight_hh]

@@ -14,7 +14,7 @@ from fastrnn.kernels import measured
 from fastrnn.kernels.measured import Work
 from fastrnn.kernels.plan import tf32_allowed, tf32_products
 from fastrnn.reference import CELLS
-from fastrnn.tune import SECONDS, tune_works, works_of
+from fastrnn.tune import SECONDS, facts_of, tune_works, works_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 MODES = {"inference": False, "training": True}
@@ -24,21 +24,22 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """The command's own arguments."""
     parser = commands.add_parser(
         "tune",
-        help="measure on this GPU which way to compute a layer is the fastest, and plan by it from then on",
-        description="Measure torch's layers and all plans of fastrnn's kernels on this GPU, for the sizes named or for "
-        "the layers of a model, and keep the fastest of those that are right for all later plans: of layers with up to "
-        "as many rows, but more than half, and at least half the steps.",
+        help="measure on this machine which way to compute a layer is the fastest, and plan by it from then on",
+        description="Measure torch's layers and all plans of fastrnn's, on a GPU or on the CPU, for the sizes named or "
+        "for the layers of a model, and keep the fastest of those that are right for all later plans: of layers with "
+        "up to as many rows, but more than half, and at least half the steps.",
         epilog=f"What was measured is kept in {measured.cache_file()} (in the folder that FASTRNN_CACHE names, if it "
-        "does); delete the file to forget it. float32 is measured as torch.backends.cudnn.allow_tf32 has it.",
+        "does); delete the file to forget it. float32 is measured as torch.backends.cudnn.allow_tf32 has it. On a "
+        "CPU, what is found holds for the number of threads that it was measured with.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("--shape", nargs="+", type=shape, default=[], metavar="B,T,I,H", help="rows, steps, sizes")
     parser.add_argument(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="a function without arguments that returns a model on the GPU and a tuple of its inputs",
+        help="a function without arguments that returns a model on the device and a tuple of its inputs",
     )
-    parser.add_argument("--list", action="store_true", help="show what is known of this GPU, and measure nothing")
+    parser.add_argument("--list", action="store_true", help="show what is known of the device, and measure nothing")
     parser.add_argument("--cell", nargs="+", choices=CELLS, default=["lstm"], help="of shapes (default: lstm)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of shapes (default: float32)")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES), help="default: both")
@@ -47,13 +48,24 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--packed", action="store_true", help="sequences that differ in length, T/10 to T")
     parser.add_argument("--tf32", choices=("on", "off"), help="allow products of float32 to be rounded, or not")
     parser.add_argument("--seconds", type=positive_float, default=SECONDS, help="of timing each (default: %(default)s)")
-    parser.add_argument("--device", type=int, default=0, help="number of the GPU, for shapes (default: 0)")
+    parser.add_argument(
+        "--device",
+        type=device,
+        metavar="cpu|N",
+        help="for shapes: the CPU, or a GPU's number (default: 0, or cpu)",
+    )
+    parser.add_argument("--threads", type=positive_int, help="of a CPU (default: as many as torch takes)")
     parser.add_argument(
         "--here",
         action="store_true",
         help="try plans in this process, not in one of their own: for a GPU in exclusive mode, which takes one alone. "
         "A kernel that crashes ends it all then",
     )
+
+
+def device(text: str) -> torch.device:
+    """The CPU, or a GPU."""
+    return torch.device("cpu") if text == "cpu" else torch.device("cuda", int(text))
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -66,15 +78,13 @@ def shape(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Measure what is named; the exit status is 2 where that cannot be done."""
-    if not torch.cuda.is_available():
-        return _refuse("there is no GPU that torch can use (torch.cuda.is_available() is False)")
-    if not _cuda.HAS_TRITON:
-        return _refuse("the kernels for GPUs need Triton: pip install triton")
-    if not 0 <= options.device < torch.cuda.device_count():
-        return _refuse(f"--device {options.device}: there are {torch.cuda.device_count()}, numbered from 0")
-    device = torch.device("cuda", options.device)
+    device: torch.device = options.device or _default()
+    if device.type == "cuda" and (why := _why_no_gpu(device)):
+        return _refuse(why)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     if options.list:
-        for record in _cuda.facts_of(device).records:
+        for record in facts_of(device).records:
             times = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in record.seconds)
             print(f"{record.work}: {times} ({record.source})")
         return 0
@@ -82,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         return _refuse("name shapes (--shape B,T,I,H) or a model (--model MODULE:FUNCTION)")
     if options.tf32 is not None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32 == "on"
-    wanted = [(work, device) for work in works(options)]
+    wanted = [(work, device) for work in works(options, device.type == "cpu")]
     if options.model is not None:
         try:
             model, inputs = _made(options.model)
@@ -91,14 +101,28 @@ def run(options: argparse.Namespace) -> int:
             return _refuse(f"--model {options.model}: {problem}")
     try:
         print(tune_works(wanted, options.seconds, options.here))
-    except (RuntimeError, OSError) as problem:  # of the GPU, or of the cache
+    except (RuntimeError, OSError) as problem:  # of the device, or of the cache
         print(f"python -m fastrnn tune: {problem}; what was measured before is kept", file=sys.stderr)
         return 1
     print(f"kept in {measured.cache_file()}")
     return 0
 
 
-def works(options: argparse.Namespace) -> Iterator[Work]:
+def _default() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _why_no_gpu(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no GPU that torch can use (torch.cuda.is_available() is False)"
+    if not _cuda.HAS_TRITON:
+        return "the kernels for GPUs need Triton: pip install triton"
+    if not 0 <= device.index < torch.cuda.device_count():
+        return f"--device {device.index}: there are {torch.cuda.device_count()}, numbered from 0"
+    return None
+
+
+def works(options: argparse.Namespace, on_cpu: bool) -> Iterator[Work]:
     """What the arguments name."""
     for batch, steps, inputs, hidden in options.shape:
         for cell in options.cell:
@@ -110,8 +134,8 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
                         layers=options.layers,
                         trains=MODES[mode],
                         packed=options.packed,
-                        tf32=tf32_allowed(DTYPES[dtype]),
-                        tf32_products=tf32_products(DTYPES[dtype]),
+                        tf32=not on_cpu and tf32_allowed(DTYPES[dtype]),
+                        tf32_products=not on_cpu and tf32_products(DTYPES[dtype]),
                     )
 
 

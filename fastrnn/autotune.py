@@ -59,6 +59,8 @@ class autotune:
     The other process takes some hundred MB of the GPU's memory beside what the layer takes, a core for compiling, which
     lasts minutes the first time, and a share of the GPU while it measures. Several processes on a machine take turns.
     A program that ends does not wait for it. Results are not the same bits before and after, as with any other plan.
+    On a CPU nothing is tuned in the background, where it would take the cores that the program computes on and measure
+    both: :func:`fastrnn.tune` does it.
 
     Nothing is tuned, and what has been found since is not used, while a CUDA graph is captured. What ``torch.compile``
     has compiled keeps the plans of that time. Fewer than 8 steps are left to torch, and cells. If tuning fails, a

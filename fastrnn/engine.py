@@ -7,14 +7,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
-from fastrnn import _cuda, _validate
+from fastrnn import _cpu, _cuda, _validate
+from fastrnn._autocast import under_autocast
+from fastrnn._dynamo import tracing
 from fastrnn.autotune import facts_for
 from fastrnn.kernels import plan as kernels
-from fastrnn.kernels.measured import Work
+from fastrnn.kernels.measured import TORCH, Work
+from fastrnn.own_numbers import is_own_numbers_enabled, why_own
 
 FORWARD_MODE = "forward-mode differentiation is not in the C++ engine, nor in all of torch's"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COMPILED = "a single step in a compiled program: the compiler fuses torch's operators with what is around them"
+LEAN = "layer.tape = 'lean' keeps less for backward"
 SINGLE_ROWS = 16  # up to here a step without gradients is faster in the C++ engine (measured for H from 128 to 512)
 
 
@@ -52,6 +56,7 @@ def plan(
     layers: int = 1,
     packed: bool = False,
     foreign: str | None = None,
+    tape: str = "full",
 ) -> Plan:
     """Choose the engine for a stack.
 
@@ -65,15 +70,17 @@ def plan(
         single: in a call of a single step that torch may compute faster by plain operators, the number of rows; else 0.
         trains: whether gradients will be wanted.
         steps, batch: T and B, which decide on a GPU; None where they are not known, which counts as many.
-        directions, layers, packed: D, layers and whether sequences differ in length, which decide there too.
+        directions, layers, packed: D, layers (0 for a cell) and whether sequences differ in length, which decide there
+            too, and what tuning has found on a CPU.
         foreign: why the tensors are for torch's layers alone, or None.
+        tape: what forward may keep for backward; ``"lean"`` keeps torch's layers out of what tuning has found.
 
     Raises:
         NotImplementedError: nothing can compute it.
     """
     half_weights = _validate.half_weights(x, weights)
     widened = "; the bfloat16 weights are widened to float32" if half_weights else ""
-    why = foreign or _why_not_ours(x, proj_size)
+    why = foreign or why_not_ours(x, proj_size)
     if why is None and x.device.type == "cuda":
         work = work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
         facts, also = facts_for(work, x.device, called=steps is not None)
@@ -83,8 +90,19 @@ def plan(
         if chosen.strategy != "torch":
             return Plan("triton", str(chosen), f"{chosen.reason}{also}{widened}")
         why = f"{chosen.reason}{also}"
-    if why is None and beyond_torch is None and single and not half_weights:
-        why = _why_torch_is_faster(x.dtype, single, trains)
+    if why is None and beyond_torch is None and not half_weights:
+        measured = None
+        if x.device.type == "cpu" and steps is not None and _cpu.matters() and follows_records():
+            cpu_work = cpu_work_of(cell, x, weights, trains, steps, batch, directions, layers, packed)
+            measured = None if cpu_work is None else _cpu.plan(cpu_work)
+        if measured is not None:
+            why_ours = why_own() or (LEAN if trains and tape == "lean" else None)
+            if measured.strategy != TORCH or why_ours:
+                reason = f"{why_ours}: torch is {measured.reason}" if measured.strategy == TORCH else measured.reason
+                return Plan("cpu", "C++", reason)
+            why = measured.reason
+        elif single and not is_own_numbers_enabled():
+            why = _why_torch_is_faster(x.dtype, single, trains)
     if why is None:
         also = ", with bfloat16 weights" if half_weights else ""
         return Plan("cpu", "C++", f"a CPU tensor of a dtype that the C++ engine takes{also}")
@@ -139,7 +157,38 @@ def work_of(
     )
 
 
-def _why_not_ours(x: Tensor, proj_size: int) -> str | None:
+def cpu_work_of(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    trains: bool,
+    steps: int,
+    batch: int | None,
+    directions: int,
+    layers: int,
+    packed: bool,
+) -> Work | None:
+    """What a call is to tuning on CPUs; None for one whose results are of another dtype than it computes in."""
+    dtype = x.dtype
+    if _validate.autocast_enabled("cpu"):
+        cast, *_, result = under_autocast(cell, packed or layers == 0, x[:0], (), [weights[0][:0]])
+        if result is not None:
+            return None
+        dtype = cast.dtype
+    rows = 1 if batch is None else batch
+    return Work(cell, steps, rows, x.shape[-1], weights[1].shape[1], dtype, directions, layers, trains, packed)
+
+
+def follows_records() -> bool:
+    """Whether a call may be left to torch's layer on a CPU because that was measured to be faster.
+
+    A program that is recorded or transformed has fastrnn's operator: compilers take torch's layer apart into its steps,
+    and transforms do not know it.
+    """
+    return not (tracing() or is_tracing() or torch._C._are_functorch_transforms_active())
+
+
+def why_not_ours(x: Tensor, proj_size: int) -> str | None:
     """None where an engine of fastrnn's own takes the layer, else the reason why none does."""
     if proj_size:
         return "the C++ engine has no proj_size"

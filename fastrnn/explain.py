@@ -150,7 +150,8 @@ def _plan(request: Request, compiled: bool) -> Plan:
     elif not request.is_cell:
         single = functional.single_rows(stack, x, request.steps, request.batch, request.trains or compiled)
     sizes = (single, request.trains, request.steps, request.batch, request.varied)
-    plan = functional.plan_stack(stack, x, params, request.reset, request.return_cells, *sizes)
+    planned = stack._replace(num_layers=0) if request.is_cell else stack
+    plan = functional.plan_stack(planned, x, params, request.reset, request.return_cells, *sizes)
     if compiled and single and plan.engine == "cpu" and params[0].dtype is x.dtype:
         return Plan("torch", f"torch.nn's own {stack.cell}", COMPILED)
     if plan.engine != "cpu" or x.is_meta:
@@ -160,7 +161,8 @@ def _plan(request: Request, compiled: bool) -> Plan:
     hidden, threads = params[1].shape[1], torch.get_num_threads()
     kernels = [
         _C.cpu_plan(
-            stack.cell, request.steps, request.batch, features, hidden, stack.directions, str(dtype)[6:], threads
+            *(stack.cell, request.steps, request.batch, features, hidden, stack.directions, str(dtype)[6:], threads),
+            *(request.trains, request.varied),
         )
         for features in (x.shape[-1], *[hidden * stack.directions] * (stack.num_layers - 1))
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import _autograd, _layers, _shortcut, _validate, _weights, reference
+from fastrnn import _autograd, _cpu, _layers, _shortcut, _validate, _weights, reference
 from fastrnn._autocast import under_autocast
 from fastrnn._changes import transposed
 from fastrnn._validate import Stack, autocast_enabled
@@ -234,6 +234,7 @@ def plan_stack(
         layers=stack.num_layers,
         packed=packed,
         foreign=foreign,
+        tape=stack.tape,
     )
 
 
@@ -316,7 +317,8 @@ def _stack(
     ):  # or its shape would not say how many sequences there are
         state = _zeros(stack, x, params, batch)
 
-    trains = (steps == 1 or x.is_cuda) and wants_gradients(x, *state, *params)  # elsewhere, nothing follows from it
+    # elsewhere, nothing follows from it
+    trains = (steps == 1 or x.is_cuda or _cpu.matters()) and wants_gradients(x, *state, *params)
     varied = packed or lengths_ is not None
     foreign = _validate.foreign(x, state)
     single = 0 if varied or foreign else single_rows(stack, x, steps, batch, trains)
@@ -476,7 +478,7 @@ def _step(
     trains = wants_gradients(x, *state, *params)
     rows, foreign = x.shape[0], _validate.foreign(x, state)
     given = (cell, x, params)
-    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, foreign=foreign)
+    chosen = plan(*given, beyond_torch=None, single=rows, trains=trains, steps=1, batch=rows, layers=0, foreign=foreign)
     if half_weights and chosen.engine != "cpu":
         params = [p.to(x.dtype) for p in params]
     if chosen.engine == "torch":

@@ -37,7 +37,7 @@ class Work:
         cell: a key of :data:`fastrnn.reference.CELLS`.
         steps, batch, inputs, hidden: T, B, I, H.
         dtype: of storage.
-        directions, layers: D, and the layers of the stack.
+        directions, layers: D, and the layers of the stack; 0 for a cell.
         trains: whether gradients will be wanted.
         packed: whether sequences differ in length.
         tf32: whether it is float32 of which products may be rounded to tf32.
@@ -59,6 +59,7 @@ class Work:
 
     def __str__(self) -> str:
         stack = f", {self.layers} layers" * (self.layers > 1) + ", both directions" * (self.directions > 1)
+        stack += " cell" * (self.layers == 0)
         kind = str(self.dtype).removeprefix("torch.") + " with tf32" * self.tf32 + ", packed" * self.packed
         mode = "training" if self.trains else "inference"
         return f"{self.cell} (B, T, I, H) = {self.sizes}{stack}, {kind}, {mode}"
@@ -194,11 +195,18 @@ def append(record: Record, on: Mapping[str, str], left_out: Mapping[Any, str] | 
 
 
 def read(path: Path, on: Mapping[str, str], attributes: Collection[str], source: str) -> Iterator[Record]:
-    """The records of a file that were measured on a GPU like this, with all that ``on`` names.
+    """The records of a file that were measured on a device like this, with all that ``on`` names.
 
     Choices may have no other names than ``attributes``. A line that is no record is left out with a warning, and so is
     a file that cannot be read: layers are computed all the same.
     """
+    return (record for _, record in read_with(path, on, attributes, source))
+
+
+def read_with(
+    path: Path, on: Mapping[str, str], attributes: Collection[str], source: str
+) -> Iterator[tuple[Mapping[str, str], Record]]:
+    """The same with all that each was measured on."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -210,7 +218,7 @@ def read(path: Path, on: Mapping[str, str], attributes: Collection[str], source:
         try:
             values = json.loads(text_line)
             if all(values["on"].get(name) == value for name, value in on.items()):
-                yield _record(values, attributes, source)
+                yield values["on"], _record(values, attributes, source)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             warnings.warn(f"fastrnn: {path}, line {number} is no record of tuning, and not used ({what})", stacklevel=2)

@@ -20,6 +20,6 @@ def test_examples(name: str) -> None:
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     result = doctest.testmod(module, extraglobs={"torch": torch, "fastrnn": fastrnn}, optionflags=options)
     assert result.failed == 0
-    names = ("autotune", "functional", "nn", "convert", "explain", "init", "stream", "tbptt", "tune")
+    names = ("autotune", "functional", "nn", "convert", "explain", "init", "own_numbers", "stream", "tbptt", "tune")
     documented = {f"fastrnn.{name}" for name in names}
     assert (result.attempted > 0) == (name in documented)

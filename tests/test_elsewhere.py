@@ -35,6 +35,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(doubles.NAMED, "")
     monkeypatch.setenv(doubles.CALLS, str(tmp_path / "numbers"))
     monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
+    monkeypatch.setattr(TUNE, "facts_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(_contest, "candidates", candidates)
     monkeypatch.setattr(_contest, "LAYERS", layers())

@@ -20,7 +20,7 @@ def test_the_report_and_the_check(capsys: pytest.CaptureFixture[str], monkeypatc
     assert values["fastrnn"] == fastrnn.__version__
     assert values["torch"] == torch.__version__
     assert f"C++ engine with {_C.cpu_isa()}, of {', '.join(_C.cpu_isas())}" in values["CPU"]
-    assert values["CPU"].endswith(f"{torch.get_num_threads()} threads")
+    assert values["CPU"].endswith(f"{torch.get_num_threads()} threads, 0 times tuned")
     rows = [line.split() for line in check.splitlines()[2:]]
     assert [(cell, dtype) for cell, dtype, *_ in rows] == [
         (cell, dtype)
@@ -73,4 +73,4 @@ def test_the_report_of_more_threads_than_cores(
     monkeypatch.setattr(program, "check", lambda *_: ("right",) * 5)
     _C.cpu_assume(2, False)
     assert program.main() == 0
-    assert "; 8 threads of torch's on 2 cores\n" in capsys.readouterr().out
+    assert "; 8 threads of torch's on 2 cores, 0 times tuned\n" in capsys.readouterr().out

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from bench.gpu import clock
-from fastrnn import _contest, _cuda, _tune_command, kernels
+from fastrnn import _contest, _cuda, _tune_command, engine, kernels
 from fastrnn import tune as function
 from fastrnn.__main__ import main
 from fastrnn.kernels import measured
@@ -49,6 +49,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the CPU were an H100."""
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
     monkeypatch.setattr(_cuda, "facts_of", lambda device: H100)
+    monkeypatch.setattr(TUNE, "facts_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(_contest, "candidates", candidates)
     monkeypatch.setattr(_contest, "LAYERS", layers())
@@ -206,18 +207,19 @@ class Model(nn.Module):
 
 
 def test_the_works_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TUNE, "DEVICE", "cpu")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     found: list[Work] = []
     monkeypatch.setattr(TUNE, "tune_works", lambda works: found.extend(work for work, _ in works))
     model = Model()
     function(model, torch.zeros(3, 7, 4), lengths=torch.tensor([7, 2, 1]))
-    stack = {"directions": 2, "layers": 2, "tf32": True}
+    stack = {"directions": 2, "layers": 2}  # tf32 is no matter of a CPU
     assert found == [
         Work("lstm", 7, 3, 4, 5, torch.float32, **stack),
         Work("lstm", 7, 3, 4, 5, torch.float32, trains=True, **stack),
-        Work("gru", 7, 3, 10, 6, torch.float32, packed=True, tf32=True),
-        Work("gru", 7, 3, 10, 6, torch.float32, packed=True, trains=True, tf32=True),
+        Work("gru", 7, 3, 10, 6, torch.float32, packed=True),
+        Work("gru", 7, 3, 10, 6, torch.float32, packed=True, trains=True),
+        Work("gru", 1, 3, 6, 6, torch.float32, layers=0),
+        Work("gru", 1, 3, 6, 6, torch.float32, layers=0, trains=True),
     ]
     found.clear()
     with torch.no_grad():
@@ -225,9 +227,16 @@ def test_the_works_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [Work("gru", 3, 2, 10, 6, torch.float16, packed=True)]
 
 
-def test_models_that_are_not_on_a_gpu() -> None:
-    with pytest.raises(ValueError, match="no recurrent layer of fastrnn's was given tensors on a GPU"):
-        fastrnn.tune(fastrnn.LSTM(4, 5), torch.zeros(2, 3, 4))
+def test_work_on_a_gpu_is_known_by_its_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = fastrnn.GRU(4, 5)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    work = engine.work_of("gru", torch.zeros(7, 3, 4), [*net.parameters()], True, 7, 3, 1, 1, False)
+    assert work == replace(WORK, tf32=True)
+
+
+def test_models_without_layers_of_ours() -> None:
+    with pytest.raises(ValueError, match="no recurrent layer of fastrnn's was given tensors that its engines compute"):
+        fastrnn.tune(nn.LSTM(4, 5), torch.zeros(2, 3, 4))
     with pytest.raises(TypeError, match=r"expected a torch.nn.Module"):
         fastrnn.tune("lstm", torch.zeros(2, 3, 4))
 
@@ -255,7 +264,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     measured.append(Record(WORK, (("torch", 1e-3), ("grid", 2e-3)), ()), measured.identity("NVIDIA H100", 132))
     records = measured.of_gpu("NVIDIA H100", 132, [])
     facts = DeviceFacts("NVIDIA H100", "nvidia", (9, 0), 132, 227 * 1024, 50 * 2**20, records=records)
-    monkeypatch.setattr(_cuda, "facts_of", lambda device: facts)
+    monkeypatch.setattr(_tune_command, "facts_of", lambda device: facts)
     assert command(monkeypatch, "--list") == 0
     assert capsys.readouterr().out == f"{WORK}: torch 1.000 ms, grid 2.000 ms (tuned on this GPU)\n"
 
@@ -274,12 +283,12 @@ def test_a_model_is_found_by_name(
 ) -> None:
     (tmp_path / "mine.py").write_text(
         "import fastrnn, torch\n"
-        "def make():\n    return fastrnn.GRU(4, 5), (torch.zeros(2, 3, 4),)\n"
+        "def make():\n    return torch.nn.GRU(4, 5), (torch.zeros(2, 3, 4),)\n"
         "def nothing():\n    return None, ()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, why in (
-        ("mine:make", "no recurrent layer of fastrnn's was given tensors on a GPU"),
+        ("mine:make", "no recurrent layer of fastrnn's was given tensors that its engines compute"),
         ("mine:nothing", "the function has to return a module and a tuple of its inputs"),
         ("mine:none", "module 'mine' has no attribute 'none'"),
         ("other:make", "No module named 'other'"),
@@ -317,7 +326,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu() -> None:
-    arguments = [sys.executable, "-m", "fastrnn", "tune", "--shape", "1,2,3,4"]
+    arguments = [sys.executable, "-m", "fastrnn", "tune", "--shape", "1,2,3,4", "--device", "0"]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("python -m fastrnn tune: there is no GPU that torch can use")

@@ -8,6 +8,7 @@
 
 #include "cpu/cores.h"
 #include "cpu/machine.h"
+#include "cpu/tuned.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -70,6 +71,12 @@ double cycles(const Problem& p, const Plan& plan) {
   return work + (p.threads > p.cores ? p.regions * (kLate + p.threads * kTurn) : regions(p, plan) * kRegion);
 }
 
+bool takes(const Problem& p, int threads) {
+  const Split& split = p.split;
+  if (!split || split.teams > p.directions || split.teams * split.team_shares > threads) return false;
+  return split.team_shares == 1 || split.team_shares <= (split.by_units ? p.unit_panels : p.B);
+}
+
 }  // namespace
 
 Plan make_plan(const Problem& p) {
@@ -91,6 +98,10 @@ Plan make_plan(const Problem& p) {
   plan.scratch = (bytes + 127) / 64 * 64;
 
   const int threads = std::min(p.threads, p.cores);
+  if (takes(p, threads)) {
+    plan.teams = p.split.teams, plan.team_shares = p.split.team_shares, plan.by_units = p.split.by_units;
+    return plan;
+  }
   double best = cycles(p, plan);
   if (threads == 1 || best <= kRegion) return plan;
   Plan other = plan;
@@ -118,7 +129,7 @@ Plan plan_here(Problem problem, std::string* why) {
   if (usual.shares() == 1) return usual;  // so that short calls ask nobody
   problem.cores = cores();
   Plan plan = problem.threads > problem.cores ? make_plan(problem) : usual;
-  const bool crowded = plan.shares() > 1 && others_are_busy(), forked = !pool_usable();
+  const bool crowded = plan.shares() > 1 && !is_forced() && others_are_busy(), forked = !pool_usable();
   if (crowded || forked) problem.threads = 1, plan = make_plan(problem);
   if (why != nullptr && plan.shares() < usual.shares()) {
     *why = forked    ? "a forked process has no others"
@@ -129,7 +140,9 @@ Plan plan_here(Problem problem, std::string* why) {
   return plan;
 }
 
-bool threads_help(int threads) { return threads > 1 && pool_usable() && threads <= cores() && !others_are_busy(); }
+bool threads_help(int threads) {
+  return threads > 1 && pool_usable() && threads <= cores() && (is_forced() || !others_are_busy());
+}
 
 std::string describe(const Plan& plan) {
   std::string text = plan.teams == 2 ? "a team of threads a direction, " : "";

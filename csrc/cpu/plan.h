@@ -9,6 +9,14 @@ namespace fastrnn::cpu {
 
 constexpr int64_t kBlockRows = 192;  // rows that a product takes at a time
 
+// Between which threads to split a layer, where that was measured; see Plan.
+struct alignas(8) Split {
+  int16_t teams = 0, team_shares = 0;  // 0: not measured
+  bool by_units = false;
+
+  explicit operator bool() const { return teams > 0; }
+};
+
 // What the plan depends on.
 struct Problem {
   int64_t T = 0, B = 0, I = 0, H = 0;
@@ -20,6 +28,7 @@ struct Problem {
   int regions = 2;      // parallel regions of a pass, where each of them is late
   int threads = 1;      // torch's, all of which a region wakes
   int cores = 1 << 20;  // no more shares than that
+  Split split;          // to follow, if there are as many threads and cores
 };
 
 // A team computes one direction, or both in turn; its shares split either the rows (nothing to wait for) or the hidden
