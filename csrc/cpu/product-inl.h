@@ -40,8 +40,8 @@ template <class Lane, class C, int R, int kVecs>
 FASTRNN_INLINE void accumulate(Vec<C> (&acc)[R][kVecs], const typename Lane::Element* const (&row)[R], int64_t k,
                                int64_t end, const C* w, const C* ahead) {
   for (; k < end; k += Lane::kElements, w += kVecs * kLanes<C>, ahead += kVecs * kLanes<C>) {
-    if constexpr (Tiles::ahead > 0 && R >= 4) {
-      __builtin_prefetch(ahead, 0, 2);
+    if constexpr (R >= Tiles::fetching) __builtin_prefetch(ahead, 0, 2);
+    if constexpr (R >= Tiles::fetching && Tiles::ahead > 0) {
       for (int v = 0; v < kVecs; ++v) __builtin_prefetch(w + (Tiles::ahead * kVecs + v) * kLanes<C>, 0, 3);
     }
     for (int e = 0; e < Lane::kElements && k + e < end; ++e) {
