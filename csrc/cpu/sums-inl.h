@@ -145,7 +145,7 @@ inline TileRows gates_as_rows(const Sums<float>& sums, int64_t column, int64_t c
       for (int64_t l = 0; l < kTileRows; ++l) store(reinterpret_cast<float*>(to + l * stride), square[l]);
     }
   }
-  return {memory, columns, blocks, stride};
+  return {memory, columns, n, blocks, stride};
 }
 
 // The sums of a few columns of dG, times panels [p0, p1).
