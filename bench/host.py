@@ -75,9 +75,10 @@ def run(options: argparse.Namespace) -> int:
 def enter() -> None:
     """Take this machine for one with a GPU, and have fastrnn's operators for CUDA called with CPU tensors, for good."""
     from bench.gpu import desk
-    from fastrnn import _cuda
+    from fastrnn import _autograd, _cuda
 
     desk.enter(tensors=False)
+    _autograd._directly = lambda *args: None  # as of tensors on a GPU, which are left to the dispatcher
     library = torch.library.Library("fastrnn", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that others' operators are overridden
