@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import if_torch_can
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -117,7 +118,9 @@ def test_a_record_is_followed_on_every_route(route: str, cell: str) -> None:
     if cell == "GRU" and route == "autocast":
         pytest.skip("torch computes it in two dtypes, which no record is of")
     (ours, stock), x = pair(cell), torch.randn(T, B, I)
-    before, theirs = run(ours, x), run(stock, x)
+    before, theirs = run(ours, x), if_torch_can(lambda: run(stock, x))
+    if theirs is None:
+        pytest.skip("torch has no kernel for it on this CPU")
     assert not torch.equal(before, theirs)
     keep(replace(work, cell=cell.lower()))
     assert torch.equal(run(ours, x), theirs)
@@ -265,6 +268,7 @@ def test_another_machine_or_other_threads() -> None:
 
 
 def test_what_caps_torch_is_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     before = _cpu.identity(2, 2)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     after = _cpu.identity(2, 2)
