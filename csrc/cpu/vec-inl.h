@@ -59,11 +59,7 @@ FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
 #if FASTRNN_VECTOR_BYTES == 64
   // maskz_: GCC 12 warns of the undefined lanes of the other
   const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)b), q = a * r;  // r is off by 2^-14 at most,
-#ifdef FASTRNN_BF16
-  return q;
-#else
-  return fma(fma(-b, q, a), r, q);  // and this by that squared
-#endif
+  return fma(fma(-b, q, a), r, q);                                                       // and this by that squared
 #else
   return a / b;
 #endif
