@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +21,7 @@ import torch
 from fastrnn import _cuda
 from fastrnn._dynamo import tracing
 from fastrnn._settings import Opening, opening
+from fastrnn._switch import Switch, of_environment
 from fastrnn.kernels import measured, plan
 from fastrnn.kernels.graphs import capturing
 from fastrnn.kernels.measured import Record, Work
@@ -37,17 +37,10 @@ PATIENCE = 3  # works in a row whose tuning fails before no more are tried
 TUNING, FOUND, USED, FAILED = "tuning", "found", "used", "failed"
 
 
-def _of_environment() -> bool:
-    value = os.environ.get(VARIABLE, "0")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE}: expected 0 or 1, got {value}")
-    return value == "1"
+_enabled = of_environment(VARIABLE)
 
 
-_enabled = _of_environment()
-
-
-class autotune:
+class autotune(Switch):
     """Whether work that is new on a GPU is tuned in the background; off by default.
 
     It is for layers what ``torch.backends.cudnn.benchmark`` is for convolutions. The first call of new work (a layer's
@@ -80,20 +73,11 @@ class autotune:
         False
     """
 
-    def __init__(self, mode: bool) -> None:
+    @staticmethod
+    def _exchange(mode: bool) -> bool:
         global _enabled
-        if not isinstance(mode, bool):
-            raise TypeError(f"fastrnn.autotune: expected a bool, got {type(mode).__name__}")
-        self._before, _enabled = _enabled, mode
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        global _enabled
-        _enabled = self._before
+        before, _enabled = _enabled, mode
+        return before
 
 
 def is_autotune_enabled() -> bool:

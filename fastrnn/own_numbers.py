@@ -1,27 +1,18 @@
 """Whether fastrnn's own engine computes on the CPU all that it can, whoever is faster."""
 
-import os
-from types import TracebackType
-
 from fastrnn import _C
+from fastrnn._switch import Switch, of_environment
 
 __all__ = ["is_own_numbers_enabled", "own_numbers"]
 
 VARIABLE = "FASTRNN_OWN_NUMBERS"
 
 
-def _of_environment() -> bool:
-    value = os.environ.get(VARIABLE, "0")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE}: expected 0 or 1, got {value}")
-    return value == "1"
-
-
-_enabled = _of_environment()
+_enabled = of_environment(VARIABLE)
 _C.cpu_own(_enabled)
 
 
-class own_numbers:
+class own_numbers(Switch):
     """Whether fastrnn's own engine computes on the CPU all that it can; off by default.
 
     Some calls torch computes faster: single steps with gradients or of many rows, and what :func:`fastrnn.tune` has
@@ -47,19 +38,12 @@ class own_numbers:
         False
     """
 
-    def __init__(self, mode: bool) -> None:
-        if not isinstance(mode, bool):
-            raise TypeError(f"fastrnn.own_numbers: expected a bool, got {type(mode).__name__}")
-        self._before = _enabled
-        _set(mode)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _set(self._before)
+    @staticmethod
+    def _exchange(mode: bool) -> bool:
+        global _enabled
+        before, _enabled = _enabled, mode
+        _C.cpu_own(mode)
+        return before
 
 
 def is_own_numbers_enabled() -> bool:
@@ -70,9 +54,3 @@ def is_own_numbers_enabled() -> bool:
 def why_own() -> str | None:
     """Why nothing is left to torch, or None where some may be."""
     return "fastrnn.own_numbers is on" if _enabled else None
-
-
-def _set(mode: bool) -> None:
-    global _enabled
-    _enabled = mode
-    _C.cpu_own(mode)

@@ -101,9 +101,9 @@ def test_the_environment(value: str, on: bool | None, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FASTRNN_AUTOTUNE", value)
     if on is None:
         with pytest.raises(ValueError, match="FASTRNN_AUTOTUNE: expected 0 or 1, got on"):
-            AUTOTUNE._of_environment()
+            AUTOTUNE.of_environment(AUTOTUNE.VARIABLE)
     else:
-        assert AUTOTUNE._of_environment() == on
+        assert AUTOTUNE.of_environment(AUTOTUNE.VARIABLE) == on
 
 
 def test_off_by_default(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         fastrnn.own_numbers(1)
     for value, expected in (("", False), ("0", False), ("1", True)):
         monkeypatch.setenv(OWN.VARIABLE, value)
-        assert OWN._of_environment() is expected
+        assert OWN.of_environment(OWN.VARIABLE) is expected
     monkeypatch.setenv(OWN.VARIABLE, "yes")
     with pytest.raises(ValueError, match="FASTRNN_OWN_NUMBERS: expected 0 or 1, got yes"):
-        OWN._of_environment()
+        OWN.of_environment(OWN.VARIABLE)

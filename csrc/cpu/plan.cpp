@@ -87,8 +87,8 @@ Plan make_plan(const Problem& p) {
   const int64_t forward_rows = std::max<int64_t>(kBlockRows, machine().second_level / 2 / row);
   plan.forward_steps = std::clamp<int64_t>(forward_rows / batch, 1, std::max<int64_t>(p.T, 1));
   // Backward: the weight gradient is read and written once a chunk, so a chunk is many rows tall where that is large,
-  // and else no taller than it has to be: its buffers are memory that others could use. Where
-  // chunks begin and end shows in its last bits, so that this is the same on all machines.
+  // and else no taller than it has to be: its buffers are memory that others could use. Where chunks begin and end
+  // shows in the gradient's last bits, so this is the same on all machines.
   const int64_t gradient = int64_t{p.gates} * p.H * (p.H + p.I) * p.element;
   const int64_t least = gradient > int64_t{4} << 20 ? 512 : kBlockRows;
   const int64_t backward_rows = std::max<int64_t>(least, (int64_t{512} << 10) / (row + (p.H + p.I) * p.element));

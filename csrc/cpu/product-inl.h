@@ -291,9 +291,7 @@ FASTRNN_INLINE void transpose(Vec<C>* rows) {
   }
   if constexpr (kDistance * 2 < kLanes<C>) transpose<C, kDistance * 2>(rows);
 }
-#endif
 
-#if FASTRNN_VECTOR_BYTES >= 32
 // Two vectors as one: of each, groups of kBytes are added to their neighbours.
 template <int kBytes, class C>
 FASTRNN_INLINE Vec<C> add_neighbours(Vec<C> a, Vec<C> b) {
